@@ -1,0 +1,225 @@
+"""Auto-encoders: the paper's, which never sees the target, and the aligned one."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from tqdm.auto import trange
+
+from expertsteer.alignment.base import Aligner
+from expertsteer.alignment.linear import (
+    leave_one_out_ridge,
+    ridge_decoder,
+    ridge_solution,
+    thin_svd,
+)
+from expertsteer.errors import ParameterError
+
+__all__ = ["AlignedAutoEncoder", "AutoEncoder"]
+
+_Solution = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class AutoEncoder(Aligner):
+    r"""The paper's alignment: an affine auto-encoder of the expert's states alone.
+
+    .. math:: \min_{f, g} \frac1K \sum_k \|h_k - g(f(h_k))\|^2
+
+    The loss never sees the target, so any invertible change of the encoded basis is
+    equally good; which basis comes out depends on ``random_state`` alone.
+
+    Parameters
+    ----------
+    solver : {"closed_form", "gradient"}, default="closed_form"
+        "gradient" is the paper's: Adam on the loss. "closed_form" is its exact optimum,
+        the principal subspace, in an orthonormal basis drawn at random.
+    n_steps : int, default=2000
+        Optimiser steps of the gradient solver, each on all rows.
+    learning_rate : float, default=1e-3
+        Of the gradient solver, on states scaled to unit variance.
+    random_state : int, default=0
+        Draws the starting weights (gradient) or the basis (closed form).
+    progress : bool, default=False
+        Show a progress bar of the gradient solver.
+
+    Attributes
+    ----------
+    loss_ : float
+        The training loss reached on the rows fitted, relative to their variance.
+
+    Notes
+    -----
+    Source: ExpertSteer (arXiv 2505.12313), step 1; the closed form: this project, after
+    Baldi and Hornik 1989.
+    """
+
+    needs_target_states = False
+
+    def __init__(
+        self,
+        solver: str = "closed_form",
+        n_steps: int = 2000,
+        learning_rate: float = 1e-3,
+        random_state: int = 0,
+        progress: bool = False,
+    ) -> None:
+        self.solver = solver
+        self.n_steps = n_steps
+        self.learning_rate = learning_rate
+        self.random_state = random_state
+        self.progress = progress
+
+    def _check_parameters(self) -> None:
+        if self.solver not in ("closed_form", "gradient"):
+            raise ParameterError(
+                f"Got solver={self.solver!r}, but expected 'closed_form' or 'gradient'."
+            )
+        if self.n_steps < 1:
+            raise ParameterError(f"Got n_steps={self.n_steps}, but expected at least 1.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ParameterError(
+                f"Got learning_rate={self.learning_rate}, but expected a positive finite number."
+            )
+
+    def _solve(self, expert: torch.Tensor, target: torch.Tensor | None, width: int) -> _Solution:
+        if self.solver == "gradient":
+            return self._solve_by_gradient(expert, width)
+        return self._solve_exactly(expert, width)
+
+    def _solve_exactly(self, expert: torch.Tensor, width: int) -> _Solution:
+        svd = thin_svd(expert)
+        rank = min(width, len(svd.s))
+        kept = svd.v[:, :rank]
+        generator = torch.Generator().manual_seed(self.random_state)
+        draw = torch.randn(width, rank, generator=generator, dtype=torch.float64)
+        basis = torch.linalg.qr(draw.to(expert.device)).Q.T  # rank x width, orthonormal rows
+        weight = kept @ basis
+        lost = svd.s[rank:].square().sum() / svd.s.square().sum()
+        self.loss_ = float(lost) if len(svd.s) else 0.0
+        bias = -(svd.mean @ weight)
+        return weight.float(), bias.float(), weight.T.float(), svd.mean.float()
+
+    def _solve_by_gradient(self, expert: torch.Tensor, width: int) -> _Solution:
+        mean = expert.mean(0)
+        # One scale for all dimensions: the loss keeps its shape and Adam its step size.
+        scale = (expert - mean).square().mean().sqrt().clamp_min(1e-12)
+        states = (expert - mean) / scale
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.random_state)
+            encoder = torch.nn.Linear(expert.shape[1], width).to(expert.device)
+            decoder = torch.nn.Linear(width, expert.shape[1]).to(expert.device)
+        optimizer = torch.optim.Adam(
+            [*encoder.parameters(), *decoder.parameters()], lr=self.learning_rate
+        )
+        with torch.enable_grad():
+            for _ in trange(
+                self.n_steps, desc="auto-encoder", delay=1, disable=not self.progress
+            ):
+                optimizer.zero_grad(set_to_none=True)
+                loss = (decoder(encoder(states)) - states).square().mean()
+                loss.backward()
+                optimizer.step()
+        self.loss_ = float(loss.detach())
+        with torch.no_grad():
+            weight = encoder.weight.T / scale
+            return (
+                weight,
+                encoder.bias - mean @ weight,
+                decoder.weight.T * scale,
+                decoder.bias * scale + mean,
+            )
+
+
+class AlignedAutoEncoder(Aligner):
+    r"""An auto-encoder whose encoded states must also meet the target's.
+
+    .. math::
+        \min_{f, g} \frac{\sum_k \|h^E_k - g(f(h^E_k))\|^2}{\sum_k \|h^E_k - \bar h^E\|^2}
+        + \lambda \frac{\sum_k \|f(h^E_k) - h^T_k\|^2}{\sum_k \|h^T_k - \bar h^T\|^2}
+
+    Both terms are relative to their variance, so the weight means the same for every
+    pair of models; weight 0 is the paper's loss, a large one tends to `Ridge`. Solved by
+    alternating least squares: either half has a closed form given the other.
+
+    Parameters
+    ----------
+    weight : float, default=1.0
+        λ, the weight of the second term.
+    n_iterations : int, default=10
+        Rounds of the alternation.
+    ridge : float, optional
+        Regularisation of the encoder, as in `Ridge`.
+    random_state : int, default=0
+        Basis where the weight is 0, see `AutoEncoder`.
+
+    Attributes
+    ----------
+    loss_ : float
+        The training loss reached on the rows fitted.
+
+    Notes
+    -----
+    Source: this project.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        n_iterations: int = 10,
+        ridge: float | None = None,
+        random_state: int = 0,
+    ) -> None:
+        self.weight = weight
+        self.n_iterations = n_iterations
+        self.ridge = ridge
+        self.random_state = random_state
+
+    def _check_parameters(self) -> None:
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ParameterError(
+                f"Got weight={self.weight}, but expected a finite number from 0 up."
+            )
+        if self.n_iterations < 1:
+            raise ParameterError(f"Got n_iterations={self.n_iterations}, but expected at least 1.")
+        if self.ridge is not None and not (math.isfinite(self.ridge) and self.ridge >= 0):
+            raise ParameterError(
+                f"Got ridge={self.ridge}, but expected a finite number from 0 up."
+            )
+
+    def _solve(self, expert: torch.Tensor, target: torch.Tensor | None, width: int) -> _Solution:
+        assert target is not None
+        if self.weight == 0:
+            paper = AutoEncoder(random_state=self.random_state)
+            solution = paper._solve(expert, target, width)
+            self.loss_ = paper.loss_
+            return solution
+        x, y = thin_svd(expert), thin_svd(target)
+        self.ridge_ = leave_one_out_ridge(x, target) if self.ridge is None else self.ridge
+        # In the expert's principal coordinates Z = U diag(s) both halves are small: the
+        # encoder is r_x x r_y, since nothing outside the target's span helps its term,
+        # and where the encoder is wider the rest of the width stays free.
+        z = x.u * x.s
+        aimed = y.u * y.s
+        total_x, total_y = x.s.square().sum(), y.s.square().sum()
+        damping = self.ridge_ * x.s.square().mean()
+        gram = x.s.square()
+        encoder = (x.s / (gram + damping))[:, None] * (x.u.T @ aimed)
+        for _ in range(self.n_iterations):
+            decoder, decoder_bias = ridge_solution(thin_svd((z @ encoder).float()), z.float(), 1e-9)
+            d = decoder.double()
+            # Setting the gradient in the encoder to zero:
+            # (Z^T Z + damping) W (D D^T / total_x + w / total_y) = Z^T Z D^T / total_x + w Z^T A / total_y
+            left = gram[:, None] * d.T / total_x + self.weight * (z.T @ aimed) / total_y
+            right = d @ d.T / total_x
+            right.diagonal().add_(self.weight / total_y)
+            encoder = torch.linalg.solve(right, left / (gram + damping)[:, None], left=False)
+        encoded = z @ encoder
+        self.loss_ = float(
+            (z - encoded @ d).square().sum() / total_x
+            + self.weight * (encoded - aimed).square().sum() / total_y
+        )
+        weight = x.v @ encoder @ y.v.T
+        bias = y.mean - x.mean @ weight
+        encoded_states = expert.double() @ weight + bias
+        return weight.float(), bias.float(), *ridge_decoder(encoded_states.float(), expert)

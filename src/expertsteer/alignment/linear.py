@@ -1,0 +1,113 @@
+"""Linear algebra shared by the closed-form alignments.
+
+States are fewer than dimensions as a rule (n < d), so everything goes through the
+n x n Gram matrix; in the other case through the d x d covariance.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+__all__ = ["ThinSVD", "leave_one_out_ridge", "ridge_decoder", "thin_svd"]
+
+# Tried by leave-one-out error, relative to the mean eigenvalue of the Gram matrix.
+RIDGE_GRID = tuple(10.0**power for power in range(-6, 3))
+
+
+class ThinSVD(NamedTuple):
+    """Centred states as U diag(s) V^T, without the directions of no variance."""
+
+    u: torch.Tensor
+    s: torch.Tensor
+    v: torch.Tensor
+    mean: torch.Tensor
+
+
+def thin_svd(states: torch.Tensor, tolerance: float = 1e-6) -> ThinSVD:
+    """Return the singular value decomposition of centred states by their smaller side.
+
+    Parameters
+    ----------
+    states : Tensor of shape (n, d)
+        float32.
+    tolerance : float, default=1e-6
+        Singular values below this share of the largest are dropped.
+
+    Returns
+    -------
+    ThinSVD
+        float64; descending singular values.
+    """
+    mean = states.mean(0, dtype=torch.float64)
+    centred = states.double() - mean
+    n, d = centred.shape
+    if n <= d:
+        values, u = torch.linalg.eigh(centred @ centred.T)
+        values, u = values.flip(0), u.flip(1)
+        s = values.clamp_min(0).sqrt()
+        keep = s > tolerance * s[0].clamp_min(torch.finfo(torch.float64).tiny)
+        u, s = u[:, keep], s[keep]
+        return ThinSVD(u, s, centred.T @ (u / s), mean)
+    values, v = torch.linalg.eigh(centred.T @ centred)
+    values, v = values.flip(0), v.flip(1)
+    s = values.clamp_min(0).sqrt()
+    keep = s > tolerance * s[0].clamp_min(torch.finfo(torch.float64).tiny)
+    v, s = v[:, keep], s[keep]
+    return ThinSVD(centred @ (v / s), s, v, mean)
+
+
+def leave_one_out_ridge(
+    svd: ThinSVD, outputs: torch.Tensor, grid: tuple[float, ...] = RIDGE_GRID
+) -> float:
+    """Return the ridge strength with the least leave-one-out error.
+
+    The error of every row left out in turn has a closed form, (1 - h_kk)^-1 times the
+    residual, so the whole grid costs one decomposition.
+
+    Parameters
+    ----------
+    svd : ThinSVD
+        Inputs.
+    outputs : Tensor of shape (n, d_out)
+        What is regressed on them.
+    grid : tuple of float
+        Strengths to try, relative to the mean squared singular value.
+
+    Returns
+    -------
+    float
+        The best of the grid, relative.
+    """
+    centred = outputs.double() - outputs.mean(0, dtype=torch.float64)
+    coordinates = svd.u.T @ centred
+    scale = svd.s.square().mean()
+    best, best_error = grid[0], float("inf")
+    for ridge in grid:
+        shrink = svd.s.square() / (svd.s.square() + ridge * scale)
+        residual = centred - svd.u @ (shrink[:, None] * coordinates)
+        # 1/n: leaving a row out also moves the mean.
+        leverage = (svd.u.square() @ shrink + 1 / len(centred)).clamp_max(1 - 1e-9)
+        error = float((residual / (1 - leverage)[:, None]).square().sum())
+        if error < best_error:
+            best, best_error = ridge, error
+    return best
+
+
+def ridge_solution(
+    svd: ThinSVD, outputs: torch.Tensor, ridge: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weight and bias of the ridge regression of outputs on the inputs in ``svd``."""
+    mean = outputs.mean(0, dtype=torch.float64)
+    shrink = svd.s / (svd.s.square() + ridge * svd.s.square().mean())
+    weight = svd.v @ (shrink[:, None] * (svd.u.T @ (outputs.double() - mean)))
+    return weight.float(), (mean - svd.mean @ weight).float()
+
+
+def ridge_decoder(
+    encoded: torch.Tensor, expert: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weight and bias of the best linear way back from encoded to expert states."""
+    svd = thin_svd(encoded)
+    return ridge_solution(svd, expert, leave_one_out_ridge(svd, expert))

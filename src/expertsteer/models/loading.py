@@ -1,0 +1,177 @@
+"""Load a target or an expert from wherever its user keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from expertsteer.errors import ModelError
+from expertsteer.models.blocks import find_blocks
+from expertsteer.models.embedded import EMBEDDED_MODELS, embedded_checkpoint
+from expertsteer.models.fingerprint import ModelDescription, describe_model
+from expertsteer.models.gguf import converted_checkpoint
+
+__all__ = ["DTYPES", "LanguageModel", "load_model"]
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A decoder language model with its tokenizer.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+        The model, in evaluation mode.
+    tokenizer : PreTrainedTokenizerBase
+        Its tokenizer, with a padding token.
+    name : str
+        What the user called it.
+    revision : str or None
+        Hub revision asked for.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    revision: str | None = None
+
+    @cached_property
+    def blocks(self) -> nn.ModuleList:
+        """Decoder blocks, first to last."""
+        return find_blocks(self.model)
+
+    @cached_property
+    def description(self) -> ModelDescription:
+        """Architecture and fingerprint, for provenance."""
+        return describe_model(self.model, self.name, self.revision)
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens a text may have."""
+        config = self.model.config.get_text_config()
+        limits = [
+            getattr(config, "max_position_embeddings", None),
+            self.tokenizer.model_max_length,  # a huge number where the tokenizer has no limit
+        ]
+        return min(int(limit) for limit in limits if limit)
+
+
+def load_model(
+    name: str | Path | LanguageModel,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load a decoder language model and its tokenizer.
+
+    Parameters
+    ----------
+    name : str, Path or LanguageModel
+        A hub id, a local folder, a ``.gguf`` file (converted once into the cache), an
+        embedded name (`EMBEDDED_MODELS`), or a loaded model, which is returned as it is.
+    dtype : {"auto", "float32", "bfloat16", "float16"} or torch.dtype, default="auto"
+        "auto" is the checkpoint's own.
+    device : str, optional
+        For example "cuda:0"; default: the CPU, or what ``device_map`` says.
+    device_map : str or dict, optional
+        Passed to transformers; "auto" spreads the model over the devices (needs accelerate).
+    revision : str, optional
+        Branch, tag or commit on the hub.
+    attn_implementation : str, optional
+        Passed to transformers: "eager", "sdpa", "flash_attention_2", ...
+    trust_remote_code : bool, default=False
+        Run code that comes with the model. Only for models you trust.
+
+    Returns
+    -------
+    LanguageModel
+
+    Raises
+    ------
+    ModelError
+        If the model cannot be found or loaded, or is not a decoder with blocks.
+    """
+    if isinstance(name, LanguageModel):
+        return name
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise ModelError(f"Got dtype={dtype!r}, but expected one of {', '.join(DTYPES)}.")
+    if device is not None and device_map is not None:
+        raise ModelError("Got both device and device_map, but expected one of them.")
+    common = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    source = _source(str(name))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        with _quiet_loading():
+            model = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype,
+                device_map=device_map or device,
+                attn_implementation=attn_implementation,
+                **common,
+            )
+    except (ValueError, OSError, KeyError, ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"Cannot load the model {str(name)!r}: {reason[:400]}") from error
+    if tokenizer.pad_token_id is None:
+        # Padding is masked, so any token serves.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
+    loaded = LanguageModel(model.eval(), tokenizer, str(name), revision)
+    find_blocks(model)  # an encoder is refused here, not after minutes of collecting
+    return loaded
+
+
+def _source(name: str) -> str:
+    if name in EMBEDDED_MODELS:
+        return str(embedded_checkpoint(name))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"Got the model {name!r}, but there is no such file.")
+        return str(converted_checkpoint(path))
+    if path.is_dir():
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"Got the model {name!r}, but there is no such folder.")
+    if "/" not in name and name not in _CANONICAL:
+        known = ", ".join(EMBEDDED_MODELS)
+        raise ModelError(
+            f"Got the model {name!r}, but expected a hub id (owner/name), a folder, a .gguf file "
+            f"or an embedded name ({known})."
+        )
+    return name
+
+
+# Hub ids from before owners existed.
+_CANONICAL = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Silence the per-shard bars of transformers, which only flicker."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,415 @@
+"""The artifact: steering vectors, what they were made from, and how to use them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from typing_extensions import Self
+
+from expertsteer.errors import PackError, ParameterError
+from expertsteer.models import (
+    LanguageModel,
+    ModelDescription,
+    check_layers,
+    describe_model,
+    explain_mismatch,
+    unwrap,
+)
+from expertsteer.steering import Steering, check_strength
+from expertsteer.tensor_file import load_tensor_file, save_tensor_file
+
+__all__ = ["DEFAULT_STRENGTH", "LayerPair", "SteeringPack"]
+
+# Relative to the mean residual norm; what the method's measurements used.
+DEFAULT_STRENGTH = 0.1
+_KIND = "steering-pack"
+_HUB_FILE = "steering_pack.safetensors"
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """An expert layer, the target layer it steers, and what was measured of them.
+
+    Attributes
+    ----------
+    expert_layer, target_layer : int
+        0-based blocks.
+    mutual_information : float or None
+        Between the two layers' states, in nats.
+    r2 : float or None
+        Held-out R^2 of the encoded expert states against the target's.
+    reconstruction_error : float or None
+        Held-out, relative to the variance of the expert's states.
+    auc : float or None
+        Validation AUC of the direction on the encoded expert states.
+    """
+
+    expert_layer: int
+    target_layer: int
+    mutual_information: float | None = None
+    r2: float | None = None
+    reconstruction_error: float | None = None
+    auc: float | None = None
+
+
+@dataclass(frozen=True)
+class SteeringPack:
+    """Steering vectors for one target model.
+
+    Attributes
+    ----------
+    vectors : dict of int to Tensor of shape (width,)
+        Unit vectors by 0-based target layer, float32. (Sums and multiples of packs need
+        not be unit vectors.)
+    mean_residual_norms : dict of int to float
+        Mean norm of the target's states at each layer; what a relative strength is
+        relative to.
+    target : ModelDescription
+        The model the vectors fit.
+    expert : ModelDescription or None
+        The model they come from; None for vectors of the target itself.
+    pairs : tuple of LayerPair
+        Layers and their measurements.
+    strength : float
+        Used where no other is given.
+    encoders : dict of (int, int) to (Tensor, Tensor)
+        Weight and bias of the encoder of each pair, where kept.
+    provenance : dict
+        Settings, data, seeds, versions: JSON types.
+    """
+
+    vectors: dict[int, torch.Tensor]
+    mean_residual_norms: dict[int, float]
+    target: ModelDescription
+    expert: ModelDescription | None = None
+    pairs: tuple[LayerPair, ...] = ()
+    strength: float = DEFAULT_STRENGTH
+    encoders: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(
+        default_factory=dict
+    )
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_layers(self.vectors, self.target.n_layers, self.target.name)
+        if set(self.mean_residual_norms) != set(self.vectors):
+            raise PackError("Got mean residual norms of other layers than the vectors.")
+        for layer, vector in self.vectors.items():
+            if tuple(vector.shape) != (self.target.width,):
+                raise PackError(
+                    f"Got a vector of shape {tuple(vector.shape)} for layer {layer}, but expected "
+                    f"({self.target.width},)."
+                )
+            if not bool(torch.isfinite(vector).all()):
+                raise PackError(f"Got a vector with NaN or infinity for layer {layer}.")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Target layers, ascending."""
+        return tuple(sorted(self.vectors))
+
+    # Use -----------------------------------------------------------------------------
+
+    def apply(
+        self,
+        model: Any,
+        strength: float | None = None,
+        positions: str = "all",
+        *,
+        relative: bool = True,
+        force: bool = False,
+    ) -> Steering:
+        """Return a context manager under which a model runs steered.
+
+        Parameters
+        ----------
+        model : PreTrainedModel or LanguageModel
+            The target.
+        strength : float, optional
+            Length of what is added at each layer; default: the pack's own. Negative
+            steers away from the behaviour.
+        positions : {"all", "prompt", "generated", "last"}, default="all"
+            Which tokens are steered, see `Steering`.
+        relative : bool, default=True
+            Whether strength is in units of the layer's mean residual norm, or absolute.
+        force : bool, default=False
+            Accept another model of the same depth and width, such as a fine-tune.
+
+        Returns
+        -------
+        Steering
+            Usable with ``with``, or by its ``attach`` and ``detach``.
+
+        Raises
+        ------
+        PackError
+            If the pack was made for another model.
+        ParameterError
+            On a strength that is zero or not finite, or unknown positions.
+
+        Examples
+        --------
+        ``with pack.apply(model, strength=0.1): model.generate(...)``
+        """
+        self.check_target(model, force=force)
+        value = check_strength(self.strength if strength is None else strength)
+        inner = model.model if isinstance(model, LanguageModel) else model
+        scale = self.mean_residual_norms if relative else dict.fromkeys(self.vectors, 1.0)
+        vectors = {layer: v * (value * scale[layer]) for layer, v in self.vectors.items()}
+        return Steering(inner, vectors, positions)
+
+    def check_target(self, model: Any, *, force: bool = False) -> None:
+        """Raise unless a model is the one this pack was made for.
+
+        Parameters
+        ----------
+        model : PreTrainedModel or LanguageModel
+        force : bool, default=False
+            Compare depth and width only.
+
+        Raises
+        ------
+        PackError
+            Saying what differs.
+        """
+        found = (
+            model.description
+            if isinstance(model, LanguageModel)
+            else describe_model(unwrap(model))
+        )
+        difference = explain_mismatch(self.target, found, shape_only=force)
+        if difference:
+            shape_differs = explain_mismatch(self.target, found, shape_only=True)
+            advice = (
+                "A pack fits only models of its own depth and width."
+                if shape_differs
+                else "If it is a fine-tune of the same shape, pass force=True (--force)."
+            )
+            raise PackError(
+                f"Got the model {found.name!r}, but this pack is for {self.target.name!r}: "
+                f"{difference}. {advice}"
+            )
+
+    # Composition ---------------------------------------------------------------------
+
+    def scale(self, factor: float) -> Self:
+        """Return a pack whose vectors are ``factor`` times as long."""
+        if not math.isfinite(factor):
+            raise ParameterError(f"Got factor={factor}, but expected a finite number.")
+        return dataclasses.replace(
+            self, vectors={layer: factor * v for layer, v in self.vectors.items()}
+        )
+
+    def __mul__(self, factor: float) -> Self:
+        return self.scale(factor)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Self:
+        return self.scale(-1.0)
+
+    def __add__(self, other: SteeringPack) -> SteeringPack:
+        """Return a pack that adds what both add, at every layer of either."""
+        difference = explain_mismatch(self.target, other.target)
+        if difference:
+            raise PackError(
+                f"Got packs for {self.target.name!r} and {other.target.name!r}, but only packs for "
+                f"one model add up: {difference}."
+            )
+        norms = other.mean_residual_norms | self.mean_residual_norms
+        vectors = {}
+        for layer in sorted(norms):
+            # Lengths are relative to each pack's own norm; bring both to the sum's.
+            vectors[layer] = torch.zeros(self.target.width)
+            for pack in (self, other):
+                if layer in pack.vectors:
+                    share = pack.mean_residual_norms[layer] / norms[layer]
+                    vectors[layer] = vectors[layer] + share * pack.vectors[layer]
+        return dataclasses.replace(
+            self,
+            vectors=vectors,
+            mean_residual_norms=norms,
+            expert=self.expert if self.expert == other.expert else None,
+            pairs=self.pairs + other.pairs,
+            encoders={},
+            provenance={"sum_of": [self.provenance, other.provenance]},
+        )
+
+    def __sub__(self, other: SteeringPack) -> SteeringPack:
+        return self + (-other)
+
+    def restrict(self, layers: Iterable[int]) -> Self:
+        """Return a pack with only some of its layers."""
+        wanted = list(layers)
+        missing = sorted(set(wanted) - set(self.vectors))
+        if missing or not wanted:
+            raise ParameterError(
+                f"Got layers {wanted}, but this pack steers the layers "
+                f"{', '.join(map(str, self.layers))}."
+            )
+        return dataclasses.replace(
+            self,
+            vectors={layer: self.vectors[layer] for layer in sorted(wanted)},
+            mean_residual_norms={layer: self.mean_residual_norms[layer] for layer in wanted},
+            pairs=tuple(pair for pair in self.pairs if pair.target_layer in wanted),
+            encoders={pair: e for pair, e in self.encoders.items() if pair[1] in wanted},
+        )
+
+    # Files ---------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write the pack as one safetensors file, whole or not at all.
+
+        Parameters
+        ----------
+        path : str or Path
+            ``.safetensors`` is appended where missing.
+
+        Returns
+        -------
+        Path
+            The file written.
+        """
+        tensors = {
+            "vectors": torch.stack([self.vectors[layer].float() for layer in self.layers]),
+        }
+        for (i, j), (weight, bias) in self.encoders.items():
+            tensors[f"encoder.{i}.{j}.weight"] = weight
+            tensors[f"encoder.{i}.{j}.bias"] = bias
+        description = {
+            "layers": list(self.layers),
+            "mean_residual_norms": [self.mean_residual_norms[layer] for layer in self.layers],
+            "target": self.target.to_dict(),
+            "expert": self.expert.to_dict() if self.expert else None,
+            "pairs": [dataclasses.asdict(pair) for pair in self.pairs],
+            "strength": self.strength,
+            "provenance": self.provenance,
+        }
+        return save_tensor_file(path, _KIND, tensors, description)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Any = None, *, force: bool = False) -> Self:
+        """Read a pack, and check it against a model where one is given.
+
+        Parameters
+        ----------
+        path : str or Path
+        model : PreTrainedModel or LanguageModel, optional
+        force : bool, default=False
+            See `check_target`.
+
+        Returns
+        -------
+        SteeringPack
+
+        Raises
+        ------
+        PackError
+            If the file is missing, damaged, altered, no pack, or for another model.
+        """
+        tensors, fields = load_tensor_file(path, _KIND)
+        try:
+            layers = fields["layers"]
+            pack = cls(
+                vectors=dict(zip(layers, tensors.pop("vectors"), strict=True)),
+                mean_residual_norms=dict(zip(layers, fields["mean_residual_norms"], strict=True)),
+                target=ModelDescription(**fields["target"]),
+                expert=ModelDescription(**fields["expert"]) if fields["expert"] else None,
+                pairs=tuple(LayerPair(**pair) for pair in fields["pairs"]),
+                strength=fields["strength"],
+                encoders=encoders_from(tensors),
+                provenance=fields["provenance"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise PackError(f"Got {path}, but its description is incomplete ({error}).") from error
+        if model is not None:
+            pack.check_target(model, force=force)
+        return pack
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload steering pack",
+    ) -> str:
+        """Upload the pack and a card to the Hugging Face hub.
+
+        Parameters
+        ----------
+        repo_id : str
+            "owner/name"; made if missing.
+        private, token, commit_message
+            Passed to huggingface_hub.
+
+        Returns
+        -------
+        str
+            Address of the commit.
+        """
+        from huggingface_hub import HfApi
+
+        from expertsteer.card import pack_card
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(Path(folder) / _HUB_FILE)
+            (Path(folder) / "README.md").write_text(pack_card(self, repo_id), encoding="utf-8")
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message=commit_message
+            )
+        return str(commit.commit_url)
+
+    @classmethod
+    def from_hub(
+        cls, repo_id: str, *, revision: str | None = None, token: str | None = None
+    ) -> Self:
+        """Download a pack from the Hugging Face hub.
+
+        Parameters
+        ----------
+        repo_id : str
+            "owner/name".
+        revision : str, optional
+            Branch, tag or commit; name a commit to be sure of what you get.
+        token : str, optional
+
+        Returns
+        -------
+        SteeringPack
+
+        Raises
+        ------
+        PackError
+            If it cannot be had.
+        """
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+        try:
+            path = hf_hub_download(repo_id, _HUB_FILE, revision=revision, token=token)
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise PackError(f"Cannot get a steering pack from {repo_id!r}: {reason}") from error
+        return cls.load(path)
+
+
+def encoders_from(
+    tensors: Mapping[str, torch.Tensor],
+) -> dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]:
+    """Return the encoders among saved tensors: ``encoder.I.J.weight`` and ``.bias``."""
+    encoders = {}
+    for name, weight in tensors.items():
+        parts = name.split(".")
+        if parts[0] == "encoder" and parts[-1] == "weight":
+            pair = (int(parts[1]), int(parts[2]))
+            encoders[pair] = (weight, tensors[f"encoder.{pair[0]}.{pair[1]}.bias"])
+    return encoders

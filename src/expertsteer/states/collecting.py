@@ -1,0 +1,239 @@
+"""Read the residual stream of every wanted block in one pass over the texts."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from tqdm.auto import tqdm
+
+from expertsteer.data import RenderedText
+from expertsteer.errors import DataError, ExpertSteerError
+from expertsteer.models import LanguageModel, block_output, check_layers
+from expertsteer.states.positions import TokenSpan, locate_tokens
+from expertsteer.states.saved import ShardedRows
+from expertsteer.states.states import States, StatesDescription
+
+__all__ = ["collect_states", "states_key"]
+
+
+def collect_states(
+    model: LanguageModel,
+    texts: Sequence[RenderedText | str],
+    *,
+    layers: Iterable[int] | None = None,
+    position: str = "last",
+    batch_tokens: int = 2048,
+    save_to: Path | None = None,
+    progress: bool = True,
+) -> States:
+    """Collect the states of a model at one position of every text.
+
+    One forward pass over the texts serves all layers. It stops behind the last wanted
+    block, so neither later blocks nor the output head are computed, and only the
+    wanted positions leave it. Texts of similar length share a batch; a text that
+    occurs twice is computed once.
+
+    Parameters
+    ----------
+    model : LanguageModel
+        The model to read.
+    texts : sequence of RenderedText or str
+        The texts; a plain string is a text without a prompt.
+    layers : iterable of int, optional
+        0-based blocks; default: all.
+    position : {"last", "answer_mean", "prompt_last"}, default="last"
+        Where in each text to read, see `locate_tokens`.
+    batch_tokens : int, default=2048
+        Most tokens of a batch, padding included.
+    save_to : Path, optional
+        A folder where the states are kept. An interrupted collection continues there,
+        and a finished one is only read.
+    progress : bool, default=True
+        Show a progress bar when it takes over a second.
+
+    Returns
+    -------
+    States
+        ``values`` of shape (n, layers, width): the blocks' outputs on the residual
+        stream, before any final norm, in the model's float type ("answer_mean":
+        float32).
+
+    Raises
+    ------
+    DataError
+        If there is no text, or a state is not finite.
+    ExpertSteerError
+        If memory or disk will not hold the states.
+    StatesError
+        If ``save_to`` holds states of something else.
+    """
+    if not texts:
+        raise DataError("Got no texts to collect states from, but expected at least one.")
+    rendered = [RenderedText(t, 0, False) if isinstance(t, str) else t for t in texts]
+    chosen = check_layers(layers, len(model.blocks), model.name)
+    spans, n_cut = locate_tokens(model, rendered, position)
+    if n_cut:
+        warnings.warn(
+            f"{n_cut} of {len(texts)} texts are longer than the {model.context_length} tokens of "
+            f"{model.name}; their beginnings were cut.",
+            stacklevel=2,
+        )
+    dtype = torch.float32 if position == "answer_mean" else model.model.dtype
+    description = StatesDescription(
+        model=model.description,
+        texts=_texts_fingerprint(spans, rendered),
+        n_texts=len(spans),
+        layers=chosen,
+        position=position,
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    shape = (len(spans), len(chosen), model.description.width)
+    _require_memory(shape, dtype)
+    values = torch.empty(shape, dtype=dtype)
+
+    rows_of: dict[TokenSpan, list[int]] = {}
+    for row, span in enumerate(spans):
+        rows_of.setdefault(span, []).append(row)
+    saved = ShardedRows(save_to, description, values) if save_to else None
+    done = saved.rows if saved else set()
+    todo = [span for span, rows in rows_of.items() if not done.issuperset(rows)]
+
+    bar = tqdm(
+        total=sum(len(span.ids) for span in todo),
+        desc=f"states of {Path(model.name).name}",
+        unit="tok",
+        unit_scale=True,
+        delay=1,
+        disable=not progress,
+    )
+    with bar, saved or contextlib.nullcontext(), _BlockReader(model, chosen) as reader:
+        for batch in _batches(todo, batch_tokens):
+            states = reader.read(batch).to("cpu", dtype)
+            for span, state in zip(batch, states, strict=True):
+                values[rows_of[span]] = state
+            if saved:
+                saved.add([row for span in batch for row in rows_of[span]])
+            bar.update(sum(len(span.ids) for span in batch))
+    _require_finite(values, model.name)
+    return States(values, description)
+
+
+def states_key(model: LanguageModel, texts: Sequence[RenderedText], position: str) -> str:
+    """Return a folder name for the states of these texts, for a cache of many."""
+    identity = json.dumps(
+        [model.description.to_dict(), str(model.model.dtype), position, [list(t) for t in texts]]
+    )
+    return hashlib.sha256(identity.encode()).hexdigest()[:24]
+
+
+def _texts_fingerprint(spans: Sequence[TokenSpan], texts: Sequence[RenderedText]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{text.answer_start}:{text.text}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _require_memory(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    wanted = shape[0] * shape[1] * shape[2] * dtype.itemsize
+    available = psutil.virtual_memory().available
+    if wanted > available:
+        raise ExpertSteerError(
+            f"The states of {shape[0]} texts at {shape[1]} layers of width {shape[2]} take "
+            f"{wanted / 1e9:.1f} GB, but only {available / 1e9:.1f} GB of memory are free. "
+            "Name fewer layers or texts."
+        )
+
+
+def _require_finite(values: torch.Tensor, name: str) -> None:
+    if bool(torch.isfinite(values.sum(dtype=torch.float32))):
+        return
+    bad = [
+        layer
+        for layer in range(values.shape[1])
+        if not bool(torch.isfinite(values[:, layer]).all())
+    ]
+    if bad:
+        raise DataError(
+            f"Got NaN or infinite states from {name} in {len(bad)} layers (the first at position "
+            f"{bad[0]} of the layers asked for), but expected finite ones. "
+            "Load the model in float32 or bfloat16."
+        )
+
+
+def _batches(spans: Sequence[TokenSpan], batch_tokens: int) -> Iterator[list[TokenSpan]]:
+    """Group texts of similar length, longest first so that memory peaks at once."""
+    batch: list[TokenSpan] = []
+    for span in sorted(spans, key=lambda s: len(s.ids), reverse=True):
+        if batch and (len(batch) + 1) * len(batch[0].ids) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(span)
+    if batch:
+        yield batch
+
+
+class _Finished(Exception):  # noqa: N818 - not an error: it ends the pass early
+    """The last wanted block has been read."""
+
+
+class _BlockReader:
+    """Hooks that keep the wanted positions of the wanted blocks."""
+
+    def __init__(self, model: LanguageModel, layers: tuple[int, ...]) -> None:
+        self.model = model
+        self.layers = layers
+        self.weights: torch.Tensor | None = None
+        self.kept: list[torch.Tensor] = []
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> _BlockReader:
+        for layer in self.layers:
+            hook = self.model.blocks[layer].register_forward_hook(self._keep)
+            self.handles.append(hook)
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _keep(self, _block: torch.nn.Module, _inputs: object, output: object) -> None:
+        hidden = block_output(output)
+        assert self.weights is not None
+        if self.weights.dtype == torch.long:
+            rows = torch.arange(hidden.shape[0], device=hidden.device)
+            self.kept.append(hidden[rows, self.weights.to(hidden.device)])
+        else:
+            weights = self.weights.to(hidden.device)
+            self.kept.append(torch.einsum("bt,btd->bd", weights, hidden.float()))
+        if len(self.kept) == len(self.layers):
+            raise _Finished
+
+    @torch.inference_mode()
+    def read(self, batch: Sequence[TokenSpan]) -> torch.Tensor:
+        """Return the states of a batch, (batch, layers, width)."""
+        device = self.model.model.get_input_embeddings().weight.device
+        longest = max(len(span.ids) for span in batch)
+        # Right padding whatever the tokenizer's habit: a causal model's real tokens
+        # never see what follows them, so no mask is needed and the fastest attention
+        # kernel serves.
+        ids = torch.full((len(batch), longest), int(self.model.tokenizer.pad_token_id or 0))
+        for row, span in enumerate(batch):
+            ids[row, : len(span.ids)] = torch.tensor(span.ids)
+        if all(span.end - span.start == 1 for span in batch):
+            self.weights = torch.tensor([span.start for span in batch])
+        else:
+            self.weights = torch.zeros(len(batch), longest)
+            for row, span in enumerate(batch):
+                self.weights[row, span.start : span.end] = 1 / (span.end - span.start)
+        self.kept = []
+        with contextlib.suppress(_Finished):
+            self.model.model(input_ids=ids.to(device), use_cache=False)
+        return torch.stack([state.to("cpu") for state in self.kept], dim=1)

@@ -1,0 +1,95 @@
+"""Which tokens of a text a state is read from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from expertsteer.data import RenderedText
+from expertsteer.errors import DataError, ParameterError
+from expertsteer.models import LanguageModel
+
+__all__ = ["TOKEN_POSITIONS", "TokenSpan", "locate_tokens"]
+
+TOKEN_POSITIONS = ("last", "answer_mean", "prompt_last")
+
+
+class TokenSpan(NamedTuple):
+    """A tokenised text and the tokens ``[start, end)`` whose states are averaged."""
+
+    ids: tuple[int, ...]
+    start: int
+    end: int
+
+
+def locate_tokens(
+    model: LanguageModel, texts: Sequence[RenderedText], position: str = "last"
+) -> tuple[list[TokenSpan], int]:
+    """Tokenise texts and find the tokens a state is read from.
+
+    Parameters
+    ----------
+    model : LanguageModel
+        Supplies the tokenizer and the context length.
+    texts : sequence of RenderedText
+        The texts; ``answer_start`` tells the prompt from the answer.
+    position : {"last", "answer_mean", "prompt_last"}, default="last"
+        The text's last token, the mean over the answer's tokens, or the last token
+        of the prompt.
+
+    Returns
+    -------
+    spans : list of TokenSpan
+        One a text, without padding.
+    n_cut : int
+        How many texts were longer than the model's context; these lose their
+        beginning (behind the first token, which many models need as an anchor).
+
+    Raises
+    ------
+    ParameterError
+        On an unknown position.
+    DataError
+        If a text has no tokens, or none at the position.
+    """
+    if position not in TOKEN_POSITIONS:
+        raise ParameterError(
+            f"Got position={position!r}, but expected one of {', '.join(TOKEN_POSITIONS)}."
+        )
+    tokenizer = model.tokenizer
+    by_answer = position != "last"
+    if by_answer and not tokenizer.is_fast:
+        raise DataError(
+            f"Got position={position!r}, but the tokenizer of {model.name} does not report character "
+            "offsets. Use position='last'."
+        )
+    spans: list[TokenSpan] = []
+    n_cut = 0
+    for row, text in enumerate(texts):
+        encoded = tokenizer(
+            text.text,
+            add_special_tokens=not text.has_special_tokens,
+            return_offsets_mapping=by_answer,
+            verbose=False,
+        )
+        ids = encoded["input_ids"]
+        start, end = len(ids) - 1, len(ids)
+        if by_answer:
+            # Special tokens have empty spans; the answer begins with the first token
+            # that ends behind its first character.
+            ends = [stop for _, stop in encoded["offset_mapping"]]
+            first = next((k for k, stop in enumerate(ends) if stop > text.answer_start), len(ids))
+            start, end = (first, len(ids)) if position == "answer_mean" else (first - 1, first)
+        if not ids or start < 0 or start >= end:
+            raise DataError(
+                f"Got text {row + 1} ({text.text[:40]!r}) with no token at position {position!r}. "
+                "Remove the row or choose another position."
+            )
+        limit = model.context_length
+        if len(ids) > limit:
+            n_cut += 1
+            lost = len(ids) - limit
+            ids = ids[:1] + ids[1 + lost :]
+            start, end = max(start - lost, 1), max(end - lost, 2)
+        spans.append(TokenSpan(tuple(ids), start, end))
+    return spans, n_cut
