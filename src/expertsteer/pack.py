@@ -114,6 +114,19 @@ class SteeringPack:
         """Target layers, ascending."""
         return tuple(sorted(self.vectors))
 
+    def summary(self) -> dict[str, Any]:
+        """Return all but the vectors as plain JSON types."""
+        return {
+            "layers": list(self.layers),
+            "mean_residual_norms": {str(j): self.mean_residual_norms[j] for j in self.layers},
+            "target": self.target.to_dict(),
+            "expert": self.expert.to_dict() if self.expert else None,
+            "pairs": [dataclasses.asdict(pair) for pair in self.pairs],
+            "strength": self.strength,
+            "encoders": [list(pair) for pair in self.encoders],
+            "provenance": self.provenance,
+        }
+
     # Use -----------------------------------------------------------------------------
 
     def apply(
@@ -282,16 +295,7 @@ class SteeringPack:
         for (i, j), (weight, bias) in self.encoders.items():
             tensors[f"encoder.{i}.{j}.weight"] = weight
             tensors[f"encoder.{i}.{j}.bias"] = bias
-        description = {
-            "layers": list(self.layers),
-            "mean_residual_norms": [self.mean_residual_norms[layer] for layer in self.layers],
-            "target": self.target.to_dict(),
-            "expert": self.expert.to_dict() if self.expert else None,
-            "pairs": [dataclasses.asdict(pair) for pair in self.pairs],
-            "strength": self.strength,
-            "provenance": self.provenance,
-        }
-        return save_tensor_file(path, _KIND, tensors, description)
+        return save_tensor_file(path, _KIND, tensors, self.summary())
 
     @classmethod
     def load(cls, path: str | Path, model: Any = None, *, force: bool = False) -> Self:
@@ -318,7 +322,9 @@ class SteeringPack:
             layers = fields["layers"]
             pack = cls(
                 vectors=dict(zip(layers, tensors.pop("vectors"), strict=True)),
-                mean_residual_norms=dict(zip(layers, fields["mean_residual_norms"], strict=True)),
+                mean_residual_norms={
+                    int(layer): norm for layer, norm in fields["mean_residual_norms"].items()
+                },
                 target=ModelDescription(**fields["target"]),
                 expert=ModelDescription(**fields["expert"]) if fields["expert"] else None,
                 pairs=tuple(LayerPair(**pair) for pair in fields["pairs"]),

@@ -25,7 +25,7 @@ from expertsteer.models.embedded import EMBEDDED_MODELS, embedded_checkpoint
 from expertsteer.models.fingerprint import ModelDescription, describe_model
 from expertsteer.models.gguf import converted_checkpoint
 
-__all__ = ["DTYPES", "LanguageModel", "load_model"]
+__all__ = ["DTYPES", "LanguageModel", "ModelSource", "load_model"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -72,35 +72,48 @@ class LanguageModel:
         return min(int(limit) for limit in limits if limit)
 
 
-def load_model(
-    name: str | Path | LanguageModel,
-    *,
-    dtype: str | torch.dtype = "auto",
-    device: str | None = None,
-    device_map: str | dict[str, Any] | None = None,
-    revision: str | None = None,
-    attn_implementation: str | None = None,
-    trust_remote_code: bool = False,
-) -> LanguageModel:
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from and how to load it.
+
+    Attributes
+    ----------
+    name : str
+        A hub id, a local folder, a ``.gguf`` file (converted once into the cache) or an
+        embedded name (`EMBEDDED_MODELS`).
+    dtype : {"auto", "float32", "bfloat16", "float16"} or torch.dtype
+        "auto" is the checkpoint's own.
+    device : str or None
+        For example "cuda:0"; None: the CPU, or what ``device_map`` says.
+    device_map : str, dict or None
+        Passed to transformers; "auto" spreads the model over the devices (needs accelerate).
+    revision : str or None
+        Branch, tag or commit on the hub.
+    attn_implementation : str or None
+        Passed to transformers: "eager", "sdpa", "flash_attention_2", ...
+    trust_remote_code : bool
+        Run code that comes with the model. Only for models you trust.
+    """
+
+    name: str
+    dtype: str | torch.dtype = "auto"
+    device: str | None = None
+    device_map: str | dict[str, Any] | None = None
+    revision: str | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+
+
+def load_model(source: str | Path | ModelSource | LanguageModel, **options: Any) -> LanguageModel:
     """Load a decoder language model and its tokenizer.
 
     Parameters
     ----------
-    name : str, Path or LanguageModel
-        A hub id, a local folder, a ``.gguf`` file (converted once into the cache), an
-        embedded name (`EMBEDDED_MODELS`), or a loaded model, which is returned as it is.
-    dtype : {"auto", "float32", "bfloat16", "float16"} or torch.dtype, default="auto"
-        "auto" is the checkpoint's own.
-    device : str, optional
-        For example "cuda:0"; default: the CPU, or what ``device_map`` says.
-    device_map : str or dict, optional
-        Passed to transformers; "auto" spreads the model over the devices (needs accelerate).
-    revision : str, optional
-        Branch, tag or commit on the hub.
-    attn_implementation : str, optional
-        Passed to transformers: "eager", "sdpa", "flash_attention_2", ...
-    trust_remote_code : bool, default=False
-        Run code that comes with the model. Only for models you trust.
+    source : str, Path, ModelSource or LanguageModel
+        The model's name, with or without how to load it; a loaded model is returned as
+        it is.
+    **options
+        Fields of `ModelSource`, where ``source`` is a name.
 
     Returns
     -------
@@ -111,36 +124,40 @@ def load_model(
     ModelError
         If the model cannot be found or loaded, or is not a decoder with blocks.
     """
-    if isinstance(name, LanguageModel):
-        return name
-    if isinstance(dtype, str) and dtype not in DTYPES:
-        raise ModelError(f"Got dtype={dtype!r}, but expected one of {', '.join(DTYPES)}.")
-    if device is not None and device_map is not None:
+    if isinstance(source, LanguageModel):
+        return source
+    if not isinstance(source, ModelSource):
+        source = ModelSource(str(source), **options)
+    if isinstance(source.dtype, str) and source.dtype not in DTYPES:
+        raise ModelError(f"Got dtype={source.dtype!r}, but expected one of {', '.join(DTYPES)}.")
+    if source.device is not None and source.device_map is not None:
         raise ModelError("Got both device and device_map, but expected one of them.")
-    common = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    source = _source(str(name))
+    common = {
+        "revision": source.revision or "main",
+        "trust_remote_code": source.trust_remote_code,
+    }
+    place = _place(source.name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        tokenizer = AutoTokenizer.from_pretrained(place, **common)
         with _quiet_loading():
             model = AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=dtype,
-                device_map=device_map or device,
-                attn_implementation=attn_implementation,
+                place,
+                dtype=source.dtype,
+                device_map=source.device_map or source.device,
+                attn_implementation=source.attn_implementation,
                 **common,
             )
     except (ValueError, OSError, KeyError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise ModelError(f"Cannot load the model {str(name)!r}: {reason[:400]}") from error
+        raise ModelError(f"Cannot load the model {source.name!r}: {reason[:400]}") from error
     if tokenizer.pad_token_id is None:
         # Padding is masked, so any token serves.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
-    loaded = LanguageModel(model.eval(), tokenizer, str(name), revision)
     find_blocks(model)  # an encoder is refused here, not after minutes of collecting
-    return loaded
+    return LanguageModel(model.eval(), tokenizer, source.name, source.revision)
 
 
-def _source(name: str) -> str:
+def _place(name: str) -> str:
     if name in EMBEDDED_MODELS:
         return str(embedded_checkpoint(name))
     path = Path(name).expanduser()

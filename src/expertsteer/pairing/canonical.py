@@ -108,21 +108,21 @@ def information_by_pairs(
     """
     n_rows = expert.shape[0]
     information = gaussian_information(expert, expert_rank, target)
-    n_pairs = min(MAX_PAIRS, expert_rank, target.scores.shape[-1])
+    n_pairs = min(MAX_PAIRS, expert_rank, int(target.ranks.max()))
     if n_pairs == 0:
         return information
     left, correlations, right = torch.linalg.svd(expert.mT @ target.scores, full_matrices=False)
     expert_side = (expert @ left[..., :n_pairs]).mT
     target_side = (target.scores @ right[..., :n_pairs, :].mT).mT
     real = torch.arange(n_pairs) < target.ranks.clamp_max(expert_rank)[:, None]
-    excess = torch.zeros_like(correlations[:, :n_pairs])
-    excess[real] = _excess(
-        expert_side[real], target_side[real], correlations[:, :n_pairs][real], estimator
+    rho = correlations[:, :n_pairs][real]
+    excess = torch.zeros(real.shape, dtype=rho.dtype)
+    excess[real] = _without_noise(
+        _excess(expert_side[real], target_side[real], rho, estimator),
+        _gaussian_nats(rho, n_rows),
+        _gaussian_reference(estimator, n_rows),
     )
-    reference = _gaussian_reference(estimator, n_rows)
-    return information + _without_noise(
-        excess, _gaussian_nats(correlations[:, :n_pairs], n_rows), reference
-    ).where(real, excess).sum(dim=-1)
+    return information + excess.sum(dim=-1)
 
 
 def _gaussian_nats(correlations: torch.Tensor, n_rows: int) -> torch.Tensor:
@@ -137,9 +137,7 @@ def _excess(
     return estimate - _gaussian_nats(correlations, left.shape[-1])
 
 
-def _without_noise(
-    excess: torch.Tensor, nats: torch.Tensor, reference: _Reference
-) -> torch.Tensor:
+def _without_noise(excess: torch.Tensor, nats: torch.Tensor, reference: _Reference) -> torch.Tensor:
     """Take off the bias that Gaussian pairs of the same nats show, then shrink."""
     bias = torch.from_numpy(np.interp(nats.numpy(), reference.nats, reference.mean))
     noise = torch.from_numpy(np.interp(nats.numpy(), reference.nats, reference.deviation))

@@ -11,6 +11,7 @@ import torch
 from expertsteer.arrays import Array, like
 from expertsteer.errors import DataError, ParameterError
 from expertsteer.pairing.canonical import information_by_pairs
+from expertsteer.pairing.checks import check_integer
 from expertsteer.pairing.gaussian import gaussian_information
 from expertsteer.pairing.kernel import kernel_pairs
 from expertsteer.pairing.ksg import ksg_pairs
@@ -83,7 +84,7 @@ def mutual_information_table(
     Returns
     -------
     ndarray or Tensor of shape (n_expert_layers, n_target_layers)
-        Nats, float64, of the kind ``expert_states`` is.
+        Nats, float64, of the kind ``expert_states`` is; a tensor is on the CPU.
 
     Raises
     ------
@@ -98,12 +99,15 @@ def mutual_information_table(
     layer pairs; the estimators are described in their own modules.
 
     Limits. With n rows no canonical pair can count more than about log(n) nats, so layers
-    that determine each other read finite. Wide layers are seen through their leading components,
-    which bounds the information from below. ``"ksg"`` and ``"kernel"`` are exact for Gaussian
-    states and see non-linear dependence only within a canonical pair: what one expert coordinate
-    shares with a combination of several target coordinates, what stays below twice the noise in a
-    pair, and, in many dimensions, dependence without any correlation (which leaves the canonical
-    pairs undetermined) is missed.
+    that determine each other read finite, and states that fall into a few clusters read far too
+    high. Wide layers are seen through their leading components, whose information bounds theirs
+    from below. ``"ksg"`` and ``"kernel"`` are exact for Gaussian states in the limit and see
+    non-linear dependence only within a canonical pair. They miss what several coordinates share
+    only jointly; what stays within 2.5 standard deviations of the noise of a pair (0.03 to 0.05
+    nats at 2,000 rows for ``"ksg"`` with 3 neighbours); and, beyond one dimension, most of what
+    leaves no correlation at all, since it does not determine the canonical pairs. Repeated texts
+    count as dependence in ``"ksg"``: drop them first. ``"kernel"`` has the lower noise and smooths
+    sharp structure away, which reads too low.
     """
     if estimator not in ESTIMATORS:
         raise ParameterError(
@@ -111,11 +115,7 @@ def mutual_information_table(
         )
     n_rows = _common_rows(expert_states, target_states)
     most = resolve_n_components(n_components, n_rows)
-    whole = isinstance(n_neighbors, int) and not isinstance(n_neighbors, bool)
-    if not whole or not 1 <= n_neighbors < n_rows:
-        raise ParameterError(
-            f"Got n_neighbors={n_neighbors!r}, but expected an integer from 1 to {n_rows - 1}."
-        )
+    n_neighbors = check_integer("n_neighbors", n_neighbors, n_rows - 1, ", fewer than the rows")
     expert = whiten_layers("expert_states", expert_states, most)
     target = whiten_layers("target_states", target_states, most)
     fill_row = ESTIMATORS[estimator](n_neighbors)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 
 from expertsteer.arrays import Array, as_states
-from expertsteer.errors import DataError, ParameterError
+from expertsteer.errors import DataError
+from expertsteer.pairing.checks import check_integer
 
 __all__ = ["WhitenedLayers", "resolve_n_components", "whiten_layers"]
 
@@ -77,13 +78,8 @@ def resolve_n_components(n_components: int | None, n_rows: int) -> int:
     if n_components is None:
         return min(n_rows // ROWS_PER_DEFAULT_COMPONENT, MAX_DEFAULT_COMPONENTS)
     most = n_rows // ROWS_PER_COMPONENT
-    whole = isinstance(n_components, int) and not isinstance(n_components, bool)
-    if not whole or not 1 <= n_components <= most:
-        raise ParameterError(
-            f"Got n_components={n_components!r}, but expected an integer from 1 to {most}, a "
-            f"quarter of the {n_rows} rows. Lower it or collect more states."
-        )
-    return n_components
+    hint = f", a quarter of the {n_rows} rows; lower it or collect states of more texts"
+    return check_integer("n_components", n_components, most, hint)
 
 
 def whiten_layers(name: str, states: Array, n_components: int) -> WhitenedLayers:
@@ -171,5 +167,5 @@ def _randomised(centred: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.T
     for _ in range(POWER_ITERATIONS):
         basis = torch.linalg.qr(centred.mT @ basis)[0]
         basis = torch.linalg.qr(centred @ basis)[0]
-    rotation, values = _exact((basis.mT @ centred))
+    rotation, values = _exact(basis.mT @ centred)
     return basis.cpu().to(torch.float64) @ rotation, values

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Integral
 
 import numpy as np
 import torch
 
 from expertsteer.arrays import Array
 from expertsteer.errors import DataError, ParameterError
+from expertsteer.pairing.checks import check_integer
 
 __all__ = ["STRATEGIES", "same_depth_pairs", "select_pairs"]
 
@@ -66,12 +68,7 @@ def select_pairs(
     if pairs is not None:
         return _checked_pairs(pairs, values.shape)
     n_experts, n_targets = values.shape
-    whole = isinstance(n_pairs, int) and not isinstance(n_pairs, bool)
-    if not whole or not 1 <= n_pairs <= n_targets:
-        raise ParameterError(
-            f"Got n_pairs={n_pairs!r}, but expected an integer from 1 to {n_targets}, the number "
-            "of target layers."
-        )
+    n_pairs = check_integer("n_pairs", n_pairs, n_targets, ", the number of target layers")
     if strategy == "same_depth":
         targets = [(2 * k + 1) * n_targets // (2 * n_pairs) for k in range(n_pairs)]
         return [(_same_depth(t, n_targets, n_experts), t) for t in targets]
@@ -107,12 +104,8 @@ def same_depth_pairs(n_expert_layers: int, n_target_layers: int) -> list[tuple[i
     ParameterError
         If either number is not a positive integer.
     """
-    for name, number in (
-        ("n_expert_layers", n_expert_layers),
-        ("n_target_layers", n_target_layers),
-    ):
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise ParameterError(f"Got {name}={number!r}, but expected a positive integer.")
+    n_expert_layers = check_integer("n_expert_layers", n_expert_layers)
+    n_target_layers = check_integer("n_target_layers", n_target_layers)
     if n_expert_layers >= n_target_layers:
         return [
             (layer, _same_depth(layer, n_expert_layers, n_target_layers))
@@ -147,7 +140,7 @@ def _checked_pairs(
 ) -> list[tuple[int, int]]:
     checked: list[tuple[int, int]] = []
     for pair in pairs:
-        whole = len(pair) == 2 and all(isinstance(layer, int | np.integer) for layer in pair)
+        whole = len(pair) == 2 and all(isinstance(layer, Integral) for layer in pair)
         if not whole or not all(0 <= layer < size for layer, size in zip(pair, shape, strict=True)):
             raise ParameterError(
                 f"Got the pair {pair!r}, but expected an expert layer from 0 to {shape[0] - 1} and "

@@ -87,6 +87,10 @@ class States:
         """Return the states of some of the texts."""
         return States(self.values[index], self.description)
 
+    def summary(self) -> dict[str, Any]:
+        """Return the description as plain JSON types."""
+        return self.description.to_dict()
+
     def mean_residual_norm(self, layer: int) -> float:
         """Return the mean Euclidean norm of one block's states."""
         return float(self.layer(layer).norm(dim=1).mean())

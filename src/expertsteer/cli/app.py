@@ -1,0 +1,66 @@
+"""The command line: one function a command, each a few calls into the package."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from expertsteer import __version__
+from expertsteer.cli.align import align
+from expertsteer.cli.chat import chat
+from expertsteer.cli.collect import collect
+from expertsteer.cli.compare import compare
+from expertsteer.cli.demo import demo
+from expertsteer.cli.fit import fit
+from expertsteer.cli.generate import generate
+from expertsteer.cli.inspect import inspect
+from expertsteer.cli.show import progress, warnings_as_messages
+from expertsteer.cli.transfer import transfer
+from expertsteer.errors import ExpertSteerError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="expertsteer",
+    help="Steer a language model with vectors taken from another one, at inference and without "
+    "touching its weights.\n\nStart with [bold]expertsteer demo[/bold]. The usual way is "
+    "[bold]fit[/bold] (target + expert + labelled texts → a pack), then [bold]generate[/bold] or "
+    "[bold]chat[/bold].",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for command in (fit, generate, chat, compare, inspect, collect, align, transfer, demo):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"expertsteer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    warnings_as_messages()
+
+
+def main() -> None:
+    """Run the command line; exit with 0 for success, 1 for an error, 2 for wrong usage."""
+    try:
+        app()
+    except ExpertSteerError as error:
+        progress.print("[red]error:[/red]", end=" ")
+        progress.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except MemoryError:
+        progress.print("[red]error:[/red] Out of memory. Use fewer layers, texts or a smaller model.")
+        sys.exit(1)

@@ -1,0 +1,82 @@
+"""YAML configurations: read before the options, written beside the output."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+
+from expertsteer.errors import ParameterError
+from expertsteer.files import write_text
+
+__all__ = ["read_config", "write_config"]
+
+# How a run reads, shows or names things, not what it computes.
+_NOT_SETTINGS = {"config", "as_json"}
+
+
+def read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the values of a YAML file the defaults of a command's options.
+
+    Raises
+    ------
+    ParameterError
+        If the file is missing, no YAML mapping, or names an unknown option.
+    """
+    if path is None:
+        return None
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ParameterError(f"Cannot read the configuration {path}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ParameterError(f"Got {path}, but it is not valid YAML: {reason}") from error
+    if not isinstance(values, dict):
+        raise ParameterError(f"Got {path}, but expected a mapping of option names to values.")
+    known = {p.name for p in context.command.params if p.name} - _NOT_SETTINGS - {"help"}
+    command = values.pop("command", context.info_name)
+    if command != context.info_name:
+        raise ParameterError(
+            f"Got {path}, a configuration of {command!r}, but expected one of "
+            f"{context.info_name!r}."
+        )
+    for key in values:
+        if key not in known:
+            raise ParameterError(
+                f"Got {path} with the unknown option {key!r}, but expected some of "
+                f"{', '.join(sorted(known))}."
+            )
+    context.default_map = values
+    return path
+
+
+def write_config(context: typer.Context, output: Path) -> Path:
+    """Write the options a run used beside its output, as ``OUTPUT.yaml``.
+
+    Returns
+    -------
+    Path
+        The file written; ``--config`` reads it.
+    """
+    values = {
+        name: _plain(value)
+        for name, value in context.params.items()
+        if name not in _NOT_SETTINGS and value is not None
+    }
+    path = output.with_suffix(".yaml")
+    write_text(path, yaml.safe_dump({"command": context.info_name} | values, sort_keys=False))
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

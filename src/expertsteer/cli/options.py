@@ -1,0 +1,283 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from expertsteer.cli.config import read_config
+from expertsteer.errors import ParameterError
+
+if TYPE_CHECKING:
+    from expertsteer.alignment import Alignment
+    from expertsteer.data import LabelledExamples
+    from expertsteer.models import ModelSource
+    from expertsteer.pipeline import ModelOrStates
+
+_MODELS = "Models"
+_DATA = "Data"
+
+_MODEL_HELP = (
+    "a hub id (owner/name), a local folder, a .gguf file, or an embedded name "
+    "(smollm2-135m-instruct, gemma-3-270m)."
+)
+
+_TARGET = typer.Option(
+    "--target", "-t", help=f"The model to steer: {_MODEL_HELP}", rich_help_panel=_MODELS
+)
+_EXPERT = typer.Option(
+    "--expert",
+    "-e",
+    help=f"The model the vectors come from: {_MODEL_HELP}",
+    rich_help_panel=_MODELS,
+)
+TargetModel = Annotated[str, _TARGET]
+OptionalTarget = Annotated[str | None, _TARGET]
+ExpertModel = Annotated[str, _EXPERT]
+OptionalExpert = Annotated[str | None, _EXPERT]
+
+
+class DtypeName(str, Enum):
+    """Float types a model can be loaded in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Positions(str, Enum):
+    """Tokens that are steered."""
+
+    all = "all"
+    prompt = "prompt"
+    generated = "generated"
+    last = "last"
+
+
+Dtype = Annotated[
+    DtypeName,
+    typer.Option(help="Float type of the models; auto is the checkpoint's.", rich_help_panel=_MODELS),
+]
+Device = Annotated[
+    str | None, typer.Option(help="Device of the models, such as cuda:0.", rich_help_panel=_MODELS)
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="Spread a model over devices: auto, balanced, ... (needs accelerate).",
+        rich_help_panel=_MODELS,
+    ),
+]
+AttnImplementation = Annotated[
+    str | None,
+    typer.Option(help="Attention kernel: eager, sdpa, flash_attention_2.", rich_help_panel=_MODELS),
+]
+TargetRevision = Annotated[
+    str | None, typer.Option(help="Hub revision of the target.", rich_help_panel=_MODELS)
+]
+ExpertRevision = Annotated[
+    str | None, typer.Option(help="Hub revision of the expert.", rich_help_panel=_MODELS)
+]
+_LABELLED = typer.Option(
+    "--data",
+    "-d",
+    help="Labelled texts: a .jsonl, .csv or .parquet file, or a hub data set. Columns text and "
+    "label; positive and negative; question, choices and answer; or prompt, answer and label.",
+    rich_help_panel=_DATA,
+)
+DataFile = Annotated[str, _LABELLED]
+OptionalDataFile = Annotated[str | None, _LABELLED]
+NumberOfBeginnings = Annotated[
+    int,
+    typer.Option(
+        help="Sentence beginnings drawn from the plain text.", min=20, rich_help_panel=_DATA
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(help="Most rows to use, drawn at random.", min=1, rich_help_panel=_DATA),
+]
+TextFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--text",
+        help="Plain text to fit the alignment on; no labels needed. Sentences are cut at random "
+        "words.",
+        rich_help_panel=_DATA,
+    ),
+]
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        help="FIELD=COLUMN where the file names its columns otherwise, such as label=emotion. "
+        "Repeatable.",
+        rich_help_panel=_DATA,
+    ),
+]
+PositiveLabel = Annotated[
+    str | None,
+    typer.Option("--positive", help="Label value that counts as +1.", rich_help_panel=_DATA),
+]
+NegativeLabel = Annotated[
+    str | None,
+    typer.Option(
+        "--negative",
+        help="Label value that counts as -1; default: every other one.",
+        rich_help_panel=_DATA,
+    ),
+]
+ChatTemplate = Annotated[
+    bool,
+    typer.Option(
+        "--chat-template", help="Put texts into each model's chat template.", rich_help_panel=_DATA
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="YAML file with any of these options; the command line wins. Every run writes one "
+        "beside its output.",
+        is_eager=True,
+        callback=read_config,
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run code that comes with a model. Only for models you trust.",
+        rich_help_panel=_MODELS,
+    ),
+]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(help="Where collected states are kept; default: the user's cache folder."),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not keep collected states.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the answer as JSON on standard output.")
+]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Accept another model of the same depth and width."),
+]
+PackFiles = Annotated[
+    list[Path],
+    typer.Option("--pack", "-p", help="Steering pack; several are added. Repeatable."),
+]
+SteeredPositions = Annotated[
+    Positions,
+    typer.Option(
+        "--positions",
+        help="Tokens that are steered: all, the prompt's, the generated ones, or the newest.",
+    ),
+]
+
+
+PlotFile = Annotated[
+    Path | None,
+    typer.Option("--plot", help="Write a picture of the mutual information table (.png, .svg)."),
+]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a command's models are loaded."""
+
+    dtype: DtypeName
+    device: str | None
+    device_map: str | None
+    attn_implementation: str | None
+    trust_remote_code: bool
+
+    def source(self, name: str, revision: str | None = None) -> ModelSource:
+        """Return where a model of this name comes from."""
+        from expertsteer.models import ModelSource
+
+        return ModelSource(
+            name,
+            dtype=self.dtype.value,
+            device=self.device,
+            device_map=self.device_map,
+            attn_implementation=self.attn_implementation,
+            revision=revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def model_or_states(
+        self,
+        role: str,
+        name: str | None,
+        revision: str | None,
+        states: Path | None,
+        alignment: Alignment | None = None,
+    ) -> ModelOrStates:
+        """Return the model or the saved states that play a role.
+
+        Raises
+        ------
+        ParameterError
+            Unless exactly one of them is named; a target that an alignment stands for
+            needs neither.
+        """
+        from expertsteer.states import States
+
+        if name is None and states is None and alignment is not None:
+            return alignment.target.name
+        if (name is None) == (states is None):
+            raise ParameterError(
+                f"Got both or neither of --{role} and --{role}-states, but expected one of them."
+            )
+        return States.load(states) if states else self.source(str(name), revision)
+
+
+def load_data(
+    source: str,
+    *,
+    columns: list[str] | None,
+    positive: str | None,
+    negative: str | None,
+    limit: int | None,
+    seed: int,
+) -> LabelledExamples:
+    """Return the labelled texts that a command's options describe."""
+    from expertsteer.data import load_examples
+
+    named = {}
+    for column in columns or []:
+        field, equals, name = column.partition("=")
+        if not equals:
+            raise ParameterError(
+                f"Got --column {column}, but expected FIELD=COLUMN, such as label=emotion."
+            )
+        named[field] = name
+    return load_examples(
+        source,
+        columns=named or None,
+        positive=positive,
+        negative=negative,
+        limit=limit,
+        seed=seed,
+    )
+
+
+def beginnings(text: Path | None, n: int, seed: int) -> list[str]:
+    """Return beginnings of the sentences of a plain text, or of the one that comes along."""
+    from expertsteer.data import load_plain_text, sentence_beginnings
+
+    return sentence_beginnings(load_plain_text(text), n, seed=seed)
+
+
+def cache_folder(cache_dir: Path | None, no_cache: bool) -> Path | None:
+    """Return where states are kept, or None."""
+    from expertsteer.models.cache import cache_root
+
+    return None if no_cache else cache_dir or cache_root() / "states"

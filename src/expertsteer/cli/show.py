@@ -1,0 +1,126 @@
+"""Tables and messages on the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from expertsteer.comparison import Comparison
+    from expertsteer.generation import Generation
+    from expertsteer.pack import LayerPair
+
+__all__ = [
+    "answer",
+    "comparison_table",
+    "generation_table",
+    "pairs_table",
+    "print_json",
+    "progress",
+    "say",
+    "warnings_as_messages",
+]
+
+# Answers go to standard output, everything about the work to standard error.
+answer = Console()
+progress = Console(stderr=True)
+
+
+def say(text: str) -> None:
+    """Say what is being done."""
+    progress.print(f"[dim]expertsteer:[/dim] {text}", highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON for a program to read; NaN becomes null, which JSON has no other word for."""
+    answer.print_json(json.dumps(_finite(value)))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def warnings_as_messages() -> None:
+    """Show warnings as messages instead of source lines."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, UserWarning):
+            progress.print(f"[yellow]warning:[/yellow] {message}", highlight=False)
+
+    warnings.showwarning = show
+
+
+def pairs_table(pairs: Sequence[LayerPair], norms: dict[int, float] | None = None) -> Table:
+    """Return a table of layer pairs and their measurements."""
+    table = Table(title="Layer pairs", title_justify="left")
+    names = ["expert layer", "target layer", "MI (nats)", "held-out R²", "reconstruction", "AUC"]
+    for name in [*names, "mean norm"] if norms else names:
+        table.add_column(name, justify="right")
+    for pair in pairs:
+        cells = [
+            str(pair.expert_layer),
+            str(pair.target_layer),
+            _number(pair.mutual_information, ".2f"),
+            _number(pair.r2, ".3f"),
+            _number(pair.reconstruction_error, ".4f"),
+            _number(pair.auc, ".3f"),
+        ]
+        if norms:
+            cells.append(f"{norms[pair.target_layer]:,.0f}")
+        table.add_row(*cells)
+    return table
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Return the table of a comparison."""
+    places = ", ".join(f"{p.expert_layer}→{p.target_layer}" for p in comparison.pairs)
+    table = Table(
+        title=f"Layers {places}, strength {comparison.strength:g} × mean residual norm",
+        title_justify="left",
+        caption=f"effect: change of the log-odds of positive over negative words after "
+        f"{comparison.n_prompts} neutral prompts, with its 95 % interval; perplexity of "
+        f"{comparison.n_sentences} plain sentences; cosine with the target's own mean difference",
+        caption_justify="left",
+    )
+    table.add_column("vector", no_wrap=True)
+    for name in ("cosine", "effect", "95 % interval", "perplexity"):
+        table.add_column(name, justify="right")
+    for row in comparison.rows:
+        low, high = row.effect_interval
+        unsteered = row.cosine is None
+        table.add_row(
+            row.method,
+            _number(row.cosine, "+.2f"),
+            "–" if unsteered else f"{row.effect:+.2f}",
+            "–" if unsteered else f"{low:+.2f} to {high:+.2f}",
+            f"{row.perplexity:,.1f}" if row.perplexity < 1000 else f"{row.perplexity:,.0f}",
+        )
+    return table
+
+
+def generation_table(generations: Sequence[Generation]) -> Table:
+    """Return prompts with their unsteered and steered continuations side by side."""
+    table = Table(show_lines=True, title="Greedy or sampled continuations", title_justify="left")
+    strengths = list(generations[0].continuations)
+    table.add_column("prompt", ratio=2, style="bold")
+    for strength in strengths:
+        table.add_column("unsteered" if strength == 0 else f"strength {strength:+g}", ratio=3)
+    for generation in generations:
+        table.add_row(
+            generation.prompt, *(generation.continuations[s].strip() for s in strengths)
+        )
+    return table
+
+
+def _number(value: float | None, style: str) -> str:
+    return "–" if value is None or math.isnan(value) else format(value, style)

@@ -1,0 +1,233 @@
+"""The honest comparison: every way to get a vector, at the same layers and strength."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap
+from sklearn.base import clone
+from tqdm.auto import tqdm
+
+from expertsteer.alignment import Aligner, Alignment, AutoEncoder, Ridge
+from expertsteer.data import EffectWords, LabelledExamples
+from expertsteer.directions import DirectionFinder, MeanDifference, RecursiveFeatureMachine
+from expertsteer.evaluation.effect import perplexity, word_log_odds
+from expertsteer.models import LanguageModel, ModelSource, load_model
+from expertsteer.pack import LayerPair, SteeringPack
+from expertsteer.pipeline import ExpertSteer, fit_direction, render_corpus
+from expertsteer.states import States, collect_states, states_key
+
+__all__ = ["Comparison", "ComparisonRow", "compare"]
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """What one kind of vector does to the target.
+
+    Attributes
+    ----------
+    method : str
+        Where the vector comes from.
+    cosine : float or None
+        With the target's own mean difference, averaged over the layers.
+    effect : float
+        Mean change of the log-odds of positive over negative words, in nats.
+    effect_interval : tuple of (float, float)
+        95 % bootstrap interval of the effect over the prompts.
+    perplexity : float
+        Of plain sentences.
+    """
+
+    method: str
+    cosine: float | None
+    effect: float
+    effect_interval: tuple[float, float]
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows of a comparison and what they share.
+
+    Attributes
+    ----------
+    rows : tuple of ComparisonRow
+    pairs : tuple of LayerPair
+        Expert and target layers every row uses.
+    strength : float
+        Relative to the mean residual norm, at every layer.
+    n_prompts, n_sentences : int
+        What effect and perplexity were measured on.
+    """
+
+    rows: tuple[ComparisonRow, ...]
+    pairs: tuple[LayerPair, ...]
+    strength: float
+    n_prompts: int
+    n_sentences: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as plain JSON types."""
+        return dataclasses.asdict(self)
+
+
+def compare(
+    target: LanguageModel | ModelSource | str | Path,
+    expert: LanguageModel | ModelSource | str | Path,
+    data: LabelledExamples,
+    words: EffectWords,
+    *,
+    pack: SteeringPack,
+    steer: ExpertSteer | None = None,
+    alignment_text: Sequence[str] | None = None,
+    plain_text: Sequence[str] | None = None,
+    alignment: Alignment | None = None,
+    strength: float | None = None,
+    seeds: Sequence[int] = (0, 1),
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Compare a pack with the baselines it has to beat, at the pack's layers.
+
+    Vectors come from the train split and bandwidths from the validation split. Every
+    row adds vectors of equal length at the same target layers.
+
+    Parameters
+    ----------
+    target, expert : LanguageModel, ModelSource, str or Path
+    data : LabelledExamples
+        What the pack was fitted on.
+    words : EffectWords
+        Prompts, words and plain sentences; they should not occur in ``data``.
+    pack : SteeringPack
+        The pack in question; supplies the layer pairs.
+    steer : ExpertSteer, optional
+        The settings the pack was fitted with; default: `ExpertSteer()`.
+    alignment_text : sequence of str, optional
+        Texts the auto-encoders are fitted on; default: the labelled ones.
+    plain_text : sequence of str, optional
+        Unlabelled text for the row "transferred, plain text only"; None leaves it out.
+    alignment : Alignment, optional
+        Fitted before on plain text, in place of ``plain_text``.
+    strength : float, optional
+        Default: the pack's.
+    seeds : sequence of int, default=(0, 1)
+        Of the random vectors, shuffled labels and paper's auto-encoders (the first seed
+        alone serves the first two).
+    cache_dir : Path, optional
+        Where collected states are found.
+    progress : bool, default=True
+
+    Returns
+    -------
+    Comparison
+    """
+    steer = steer or ExpertSteer()
+    examples = data.for_fitting()
+    corpus = examples if alignment_text is None else alignment_text
+    common: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
+    expert_states, expert_paired = steer.collect(expert, examples, corpus, **common)
+    target_model = load_model(target)
+    target_states = steer.collect(target_model, examples, **common)[0]
+    layers = [(pair.expert_layer, pair.target_layer) for pair in pack.pairs]
+
+    rng = np.random.default_rng(seeds[0])
+    shuffled = dataclasses.replace(examples, labels=_shuffled(examples, rng))
+
+    def own(finder: DirectionFinder, labelled: LabelledExamples = examples) -> dict[int, Any]:
+        return {
+            j: fit_direction(finder, target_states.layer(j), labelled, steer.bandwidths)[0].direction_
+            for _, j in layers
+        }
+
+    def encoded(aligner: Aligner, finder: DirectionFinder, bandwidths: Any) -> dict[int, Any]:
+        vectors = {}
+        for i, j in layers:
+            fitted = clone(aligner).fit(
+                expert_paired.layer(i), target_width=target_model.description.width
+            )
+            states = torch.as_tensor(fitted.encode(expert_states.layer(i)))
+            vectors[j] = fit_direction(finder, states, examples, bandwidths)[0].direction_
+        return vectors
+
+    def random() -> dict[int, Any]:
+        width = target_model.description.width
+        draws = {j: rng.standard_normal(width) for _, j in layers}
+        return {j: torch.from_numpy(v / np.linalg.norm(v)).float() for j, v in draws.items()}
+
+    rfm = steer.direction
+    reference = own(MeanDifference())
+    methods: list[tuple[str, Callable[[], dict[int, Any]]]] = [
+        ("random vector", random),
+        ("target's own RFM, shuffled labels", lambda: own(rfm, shuffled)),
+        ("target's own mean difference (CAA)", lambda: reference),
+        ("target's own RFM", lambda: own(rfm)),
+    ]
+    for seed in seeds:
+        paper = ExpertSteer.paper(seed=seed)
+        methods.append(
+            (
+                f"ExpertSteer, paper's auto-encoder, seed {seed}",
+                lambda paper=paper: encoded(paper.aligner, rfm, steer.bandwidths),
+            )
+        )
+    methods.append((f"ExpertSteer, {type(steer.aligner).__name__}", lambda: pack.vectors))
+    if alignment is None and plain_text is not None:
+        plain_expert = steer.collect(expert, plain_text, **common)[0]
+        plain_target = steer.collect(target_model, plain_text, **common)[0]
+        alignment = Alignment.fit(plain_expert, plain_target, layers, Ridge(), progress=progress)
+    if alignment is not None:
+        carried = alignment
+
+        def transferred() -> dict[int, Any]:
+            vectors = {}
+            for i, j in layers:
+                finder, _ = fit_direction(rfm, expert_states.layer(i), examples, steer.bandwidths)
+                vectors[j] = carried.encode_direction(i, j, finder.direction_)
+            return vectors
+
+        methods.append(("ExpertSteer, transferred, plain text only", transferred))
+
+    value = pack.strength if strength is None else strength
+    unsteered = word_log_odds(target_model, words)
+    rows = [
+        ComparisonRow(
+            "unsteered", None, 0.0, (0.0, 0.0), perplexity(target_model, words.plain_sentences)
+        )
+    ]
+    for name, make in tqdm(methods, desc="comparison", delay=1, disable=not progress):
+        vectors = {j: torch.as_tensor(v).float() for j, v in make().items()}
+        candidate = dataclasses.replace(pack, vectors=vectors, encoders={})
+        with candidate.apply(target_model, value):
+            change = (word_log_odds(target_model, words) - unsteered).numpy()
+            damaged = perplexity(target_model, words.plain_sentences)
+        cosine = float(
+            np.mean([float(vectors[j] @ torch.as_tensor(reference[j])) for _, j in layers])
+        )
+        rows.append(
+            ComparisonRow(name, cosine, float(change.mean()), _interval(change), damaged)
+        )
+    return Comparison(
+        tuple(rows), pack.pairs, value, len(words.prompts), len(words.plain_sentences)
+    )
+
+
+def _shuffled(examples: LabelledExamples, rng: np.random.Generator) -> np.ndarray:
+    """Permute the labels within each split, so that both keep both classes."""
+    labels = examples.labels.copy()
+    splits = np.asarray(examples.splits)
+    for split in np.unique(splits):
+        rows = np.flatnonzero(splits == split)
+        labels[rows] = rng.permutation(labels[rows])
+    return labels
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    result = bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=0)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)

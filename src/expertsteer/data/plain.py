@@ -1,0 +1,121 @@
+"""Unlabelled text: what alignments are fitted on and damage is measured on."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+from expertsteer.data.readers import read_text
+from expertsteer.data.shipped import shipped_file
+from expertsteer.errors import DataError, ParameterError
+
+__all__ = ["load_plain_lines", "load_plain_text", "sentence_beginnings"]
+
+# An end of sentence: closing punctuation, white space, and a capital, quote or digit next.
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
+_HEADING = re.compile(r"^\s*(=+ .* =+|#+ .*)\s*$")
+
+
+def load_plain_lines(path: str | Path) -> list[str]:
+    """Return the lines of a text file that are not empty.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, unreadable, not UTF-8 or empty.
+    """
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not lines:
+        raise DataError(f"Got {path}, which is empty, but expected some text.")
+    return lines
+
+
+def load_plain_text(path: str | Path | None = None) -> list[str]:
+    """Return the sentences of a plain text.
+
+    Lines are split at closing punctuation followed by a capital or a digit; headings
+    (``= Title =`` or ``# Title``) are dropped.
+
+    Parameters
+    ----------
+    path : str or Path, optional
+        A UTF-8 text file; default: a small text that comes with the package.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    DataError
+        If the file is missing, unreadable, not UTF-8 or empty.
+    """
+    sentences = [
+        sentence.strip()
+        for line in load_plain_lines(path or shipped_file("plain.txt"))
+        if not _HEADING.match(line)
+        for sentence in _SENTENCE_END.split(line)
+    ]
+    return [sentence for sentence in sentences if sentence]
+
+
+def sentence_beginnings(
+    sentences: list[str],
+    n: int,
+    *,
+    seed: int = 0,
+    min_words: int = 3,
+    max_words: int = 40,
+) -> list[str]:
+    """Return beginnings of sentences, each cut after a random word.
+
+    The last tokens of such beginnings are as varied as the tokens a model generates
+    from, which the ends of whole sentences (full stops) are not.
+
+    Parameters
+    ----------
+    sentences : list of str
+    n : int
+        How many beginnings.
+    seed : int, default=0
+    min_words, max_words : int, default=3, 40
+        Length of a beginning.
+
+    Returns
+    -------
+    list of str
+        Distinct, in random order; every sentence is used about equally often.
+
+    Raises
+    ------
+    DataError
+        If the sentences do not yield as many.
+    ParameterError
+        On lengths out of range.
+    """
+    if n < 1 or not 1 <= min_words <= max_words:
+        raise ParameterError(
+            f"Got n={n}, min_words={min_words}, max_words={max_words}, but expected n from 1 up and "
+            "1 <= min_words <= max_words."
+        )
+    rng = random.Random(seed)
+    cuts = []
+    for words in (sentence.split() for sentence in sentences):
+        lengths = list(range(min_words, min(len(words), max_words) + 1))
+        rng.shuffle(lengths)
+        if lengths:
+            cuts.append((words, lengths))
+    rng.shuffle(cuts)
+    found: dict[str, None] = {}
+    # Every sentence gives one beginning before any gives another.
+    for round_ in range(max((len(lengths) for _, lengths in cuts), default=0)):
+        for words, lengths in cuts:
+            if round_ < len(lengths):
+                found.setdefault(" ".join(words[: lengths[round_]]))
+            if len(found) == n:
+                return list(found)
+    raise DataError(
+        f"Got a text of {len(sentences)} sentences, which yields {len(found)} beginnings, but "
+        f"expected {n}. Use a longer text or fewer beginnings."
+    )

@@ -1,0 +1,165 @@
+"""Read rows from JSON lines, CSV, Parquet or a Hugging Face data set."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from expertsteer.errors import DataError
+
+__all__ = ["Row", "read_rows", "read_text"]
+
+# Where a row stands, for messages, and its fields.
+Row = tuple[str, dict[str, Any]]
+
+_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+
+def read_rows(source: str | Path) -> list[Row]:
+    """Read the rows of a file or a data set.
+
+    Parameters
+    ----------
+    source : str or Path
+        A ``.jsonl``, ``.json`` (lines, or one array), ``.csv`` or ``.parquet`` file; or a
+        Hugging Face data set, "owner/name" or "owner/name:config", all of its splits.
+
+    Returns
+    -------
+    list of (str, dict)
+        Each row with where it stands, such as "data.jsonl:3".
+
+    Raises
+    ------
+    DataError
+        If the source is missing, unreadable or empty, or a line is not what it should be.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        raise DataError(f"Got {path}, which is a folder, but expected a file.")
+    if path.suffix.lower() in _SUFFIXES or path.exists():
+        rows = list(_read_file(path))
+    else:
+        rows = list(_read_hub(str(source)))
+    if not rows:
+        raise DataError(f"Got {source}, which is empty, but expected at least one row.")
+    return rows
+
+
+def read_text(path: str | Path) -> str:
+    """Return a UTF-8 file's text.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, unreadable or not UTF-8.
+    """
+    path = Path(path).expanduser()
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(f"Got {path}, but there is no such file.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"Got {path}, which is not UTF-8 at byte {error.start}. Convert it to UTF-8."
+        ) from error
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def _read_file(path: Path) -> Iterator[Row]:
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return _read_parquet(path)
+    text = read_text(path)
+    if suffix == ".csv":
+        return _read_csv(path, text)
+    if suffix in (".jsonl", ".json"):
+        return _read_json(path, text)
+    raise DataError(f"Got {path}, but expected one of {', '.join(_SUFFIXES)}.")
+
+
+def _read_json(path: Path, text: str) -> Iterator[Row]:
+    if path.suffix == ".json" and text.lstrip().startswith("["):
+        values = _parse(text, str(path))
+        lines = [(f"{path}, element {n}", value) for n, value in enumerate(values, start=1)]
+    else:
+        lines = [
+            (f"{path}:{n}", _parse(line, f"{path}:{n}"))
+            for n, line in enumerate(text.split("\n"), start=1)
+            if line.strip()
+        ]
+    for place, value in lines:
+        if not isinstance(value, dict):
+            raise DataError(
+                f"{place}: got {type(value).__name__}, but expected an object with named fields."
+            )
+        yield place, value
+
+
+def _parse(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{place}: not valid JSON ({error.msg} at column {error.colno}). Mend or remove it."
+        ) from error
+
+
+def _read_csv(path: Path, text: str) -> Iterator[Row]:
+    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(
+                    f"{path}:{reader.line_num}: got another number of fields than the header's "
+                    f"{len(reader.fieldnames or [])}."
+                )
+            yield f"{path}:{reader.line_num}", dict(row)
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: not valid CSV ({error}).") from error
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise DataError(
+            f'Reading {path} needs pyarrow. Install it with: pip install "expertsteer[data]"'
+        ) from error
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except FileNotFoundError as error:
+        raise DataError(f"Got {path}, but there is no such file.") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"Got {path}, but it is not readable Parquet ({error}).") from error
+    for n, row in enumerate(rows, start=1):
+        yield f"{path}, row {n}", row
+
+
+def _read_hub(name: str) -> Iterator[Row]:
+    repository, _, config = name.partition(":")
+    if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
+        raise DataError(
+            f"Got {name}, but there is no such file. Expected a .jsonl, .csv or .parquet file or a "
+            "hub data set (owner/name)."
+        )
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"Reading the data set {name!r} needs the package datasets. Install it with: "
+            'pip install "expertsteer[data]"'
+        ) from error
+    try:
+        splits = datasets.load_dataset(repository, config or None)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"Cannot load the data set {name!r}: {reason}") from error
+    for split, rows in splits.items():
+        for n, row in enumerate(rows, start=1):
+            yield f"{name}, {split} row {n}", {"split": str(split)} | dict(row)

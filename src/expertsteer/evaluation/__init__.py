@@ -1,0 +1,11 @@
+"""Evaluation: what a vector does, and at what price."""
+
+from expertsteer.evaluation.effect import perplexity, word_log_odds
+from expertsteer.evaluation.preference import choose_by_preference, preference_gap
+
+__all__ = [
+    "choose_by_preference",
+    "perplexity",
+    "preference_gap",
+    "word_log_odds",
+]

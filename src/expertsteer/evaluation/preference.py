@@ -1,0 +1,93 @@
+"""Choose layer pairs by what their vectors do on the validation split."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expertsteer.data import LabelledExamples, render
+from expertsteer.errors import ParameterError
+from expertsteer.evaluation.scoring import mean_log_likelihoods
+from expertsteer.models import LanguageModel, ModelSource, load_model
+from expertsteer.pack import SteeringPack
+
+__all__ = ["choose_by_preference", "preference_gap"]
+
+
+def preference_gap(model: LanguageModel, examples: LabelledExamples, chat_template: bool) -> float:
+    """Return how much likelier a model finds the positive texts than the negative ones.
+
+    Parameters
+    ----------
+    model : LanguageModel
+        Steered or not.
+    examples : LabelledExamples
+        Of both classes.
+    chat_template : bool
+        Put the texts into the model's chat template.
+
+    Returns
+    -------
+    float
+        Difference of the classes' mean log-likelihood a token, in nats.
+
+    Notes
+    -----
+    Source: this project.
+    """
+    scores = mean_log_likelihoods(model, render(examples, model.tokenizer, chat_template))
+    positive = torch.from_numpy(examples.labels > 0)
+    return float(scores[positive].mean() - scores[~positive].mean())
+
+
+def choose_by_preference(
+    pack: SteeringPack,
+    target: LanguageModel | ModelSource | str | Path | Any,
+    validation: LabelledExamples,
+    n_pairs: int,
+    chat_template: bool = False,
+) -> SteeringPack:
+    """Keep the layers whose vectors raise the target's preference most.
+
+    Each layer is steered alone, at the pack's strength; what it is worth is the change
+    of `preference_gap` on the validation split.
+
+    Parameters
+    ----------
+    pack : SteeringPack
+        With the candidates.
+    target : LanguageModel, ModelSource, str or Path
+        The target; collected states are not enough here.
+    validation : LabelledExamples
+        The validation split.
+    n_pairs : int
+        How many layers to keep.
+    chat_template : bool, default=False
+
+    Returns
+    -------
+    SteeringPack
+        With ``provenance["validated"]``: the change by layer, in nats a token.
+
+    Raises
+    ------
+    ParameterError
+        If the target is given as states.
+    """
+    if not isinstance(target, LanguageModel | ModelSource | str | Path):
+        raise ParameterError(
+            "Got the target as collected states with strategy='validated', which steers the "
+            "target to choose layers. Pass the model, or choose strategy='lowest_mi'."
+        )
+    model = load_model(target)
+    unsteered = preference_gap(model, validation, chat_template)
+    gains = {}
+    for layer in pack.layers:
+        with pack.restrict([layer]).apply(model):
+            gains[layer] = preference_gap(model, validation, chat_template) - unsteered
+    best = sorted(pack.layers, key=lambda layer: gains[layer], reverse=True)[:n_pairs]
+    provenance = pack.provenance | {"validated": {str(j): gain for j, gain in gains.items()}}
+    return dataclasses.replace(pack.restrict(best), provenance=provenance)

@@ -1,0 +1,138 @@
+"""Generate with a target, unsteered and steered, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from tqdm.auto import tqdm
+
+from expertsteer.errors import DataError
+from expertsteer.models import LanguageModel
+from expertsteer.pack import SteeringPack
+
+__all__ = ["Generation", "generate_side_by_side"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One prompt and its continuations.
+
+    Attributes
+    ----------
+    prompt : str
+    continuations : dict of float to str
+        By strength; 0 is unsteered.
+    """
+
+    prompt: str
+    continuations: dict[float, str]
+
+
+def generate_side_by_side(
+    model: LanguageModel,
+    packs: Sequence[SteeringPack],
+    prompts: Sequence[str],
+    strengths: Sequence[float],
+    *,
+    positions: str = "all",
+    max_new_tokens: int = 40,
+    temperature: float = 0.0,
+    repetition_penalty: float = 1.0,
+    chat_template: bool = False,
+    seed: int = 0,
+    force: bool = False,
+    progress: bool = True,
+) -> list[Generation]:
+    """Continue prompts unsteered and at several strengths.
+
+    Parameters
+    ----------
+    model : LanguageModel
+        The target.
+    packs : sequence of SteeringPack
+        Added to each other, all at the same strength.
+    prompts : sequence of str
+    strengths : sequence of float
+        Relative to the mean residual norm; unsteered comes first by itself.
+    positions : {"all", "prompt", "generated", "last"}, default="all"
+    max_new_tokens : int, default=40
+    temperature : float, default=0.0
+        0 is greedy.
+    repetition_penalty : float, default=1.0
+        As in transformers.
+    chat_template : bool, default=False
+        Put each prompt into the model's chat template.
+    seed : int, default=0
+        Of sampling; the same for every strength.
+    force : bool, default=False
+        See `SteeringPack.check_target`.
+    progress : bool, default=True
+
+    Returns
+    -------
+    list of Generation
+        One a prompt.
+    """
+    if not prompts:
+        raise DataError("Got no prompts, but expected at least one.")
+    if chat_template and model.tokenizer.chat_template is None:
+        raise DataError(
+            f"Got chat_template for {model.name}, whose tokenizer has none (base models do not). "
+            "Leave it off."
+        )
+    texts = [
+        model.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+        if chat_template
+        else prompt
+        for prompt in prompts
+    ]
+    continued: dict[float, list[str]] = {}
+    bar = tqdm([0.0, *strengths], desc="generating", delay=1, disable=not progress)
+    for strength in bar:
+        with ExitStack() as stack:
+            for pack in packs if strength else ():
+                stack.enter_context(pack.apply(model, strength, positions, force=force))
+            continued[strength] = _continue(
+                model, texts, max_new_tokens, temperature, repetition_penalty, chat_template, seed
+            )
+    return [
+        Generation(prompt, {strength: texts[row] for strength, texts in continued.items()})
+        for row, prompt in enumerate(prompts)
+    ]
+
+
+@torch.inference_mode()
+def _continue(
+    model: LanguageModel,
+    texts: Sequence[str],
+    max_new_tokens: int,
+    temperature: float,
+    repetition_penalty: float,
+    has_special_tokens: bool,
+    seed: int,
+) -> list[str]:
+    torch.manual_seed(seed)
+    inputs = model.tokenizer(
+        list(texts),
+        return_tensors="pt",
+        padding=True,
+        # New tokens must follow the prompt directly, whatever side the tokenizer pads.
+        padding_side="left",
+        add_special_tokens=not has_special_tokens,
+        return_token_type_ids=False,
+    ).to(model.model.device)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
+    output = model.model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        repetition_penalty=repetition_penalty,
+        pad_token_id=model.tokenizer.pad_token_id,
+        **(sampling or {"do_sample": False}),
+    )
+    new = output[:, inputs["input_ids"].shape[1] :]
+    return model.tokenizer.batch_decode(new, skip_special_tokens=True)

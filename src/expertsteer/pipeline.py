@@ -1,0 +1,386 @@
+"""The method from end to end: states, layer pairs, alignment, directions, pack."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from typing_extensions import Self
+
+from expertsteer.alignment import AlignedAutoEncoder, Aligner, Alignment, AutoEncoder, Ridge
+from expertsteer.alignment.artifact import check_paired
+from expertsteer.data import LabelledExamples, RenderedText, render
+from expertsteer.directions import (
+    BANDWIDTHS,
+    DirectionFinder,
+    RecursiveFeatureMachine,
+    auc,
+    search_bandwidth,
+)
+from expertsteer.errors import DataError, PackError, ParameterError
+from expertsteer.evaluation.preference import choose_by_preference
+from expertsteer.models import LanguageModel, ModelSource, explain_mismatch, load_model
+from expertsteer.pack import DEFAULT_STRENGTH, LayerPair, SteeringPack
+from expertsteer.pairing import mutual_information_table, same_depth_pairs, select_pairs
+from expertsteer.provenance import describe_settings, package_versions
+from expertsteer.states import States, collect_states, states_key
+
+__all__ = ["ExpertSteer", "ModelOrStates", "fit_alignment", "fit_direction", "render_corpus"]
+
+ModelOrStates = LanguageModel | ModelSource | str | Path | States
+_CANDIDATES_A_PAIR = 6
+
+
+@dataclass(frozen=True)
+class ExpertSteer:
+    """Steer a target model with vectors of an external expert.
+
+    Parameters
+    ----------
+    aligner : Aligner
+        Step 1; default: `AlignedAutoEncoder`. `ExpertSteer.paper` uses `AutoEncoder`.
+    estimator : {"gaussian", "ksg", "kernel"}
+        Step 2: how mutual information is estimated.
+    strategy : {"validated", "lowest_mi", "highest_mi", "same_depth", "explicit"}
+        Step 2: how layer pairs are chosen from the table; see `select_pairs`.
+        "validated" takes a short list by lowest mutual information and keeps the pairs
+        whose vectors move the target's preference on the validation split most.
+    n_pairs : int
+        Step 2: how many pairs; "explicit" uses all of ``pairs``.
+    pairs : tuple of (int, int), optional
+        Expert and target layers for "explicit".
+    direction : DirectionFinder
+        Step 3; default: `RecursiveFeatureMachine` with an adaptive bandwidth.
+    bandwidths : tuple of float
+        Tried by validation AUC where ``direction`` is a `RecursiveFeatureMachine`;
+        empty: its own bandwidth as it is.
+    strength : float
+        Step 4: what the pack proposes, and what "validated" tries.
+    position : {"last", "answer_mean", "prompt_last"}
+        Token position states are read from.
+    chat_template : bool
+        Put the texts into each model's chat template.
+    keep_encoders : bool
+        Store the encoders in the pack.
+
+    Examples
+    --------
+    >>> from expertsteer import ExpertSteer
+    >>> ExpertSteer.paper().aligner
+    AutoEncoder(solver='gradient')
+    """
+
+    aligner: Aligner = field(default_factory=AlignedAutoEncoder)
+    estimator: str = "gaussian"
+    strategy: str = "validated"
+    n_pairs: int = 1
+    pairs: tuple[tuple[int, int], ...] | None = None
+    direction: DirectionFinder = field(
+        default_factory=lambda: RecursiveFeatureMachine(bandwidth_mode="adaptive")
+    )
+    bandwidths: tuple[float, ...] = BANDWIDTHS
+    strength: float = DEFAULT_STRENGTH
+    position: str = "last"
+    chat_template: bool = False
+    keep_encoders: bool = False
+
+    @classmethod
+    def paper(cls, *, n_pairs: int = 1, seed: int = 0) -> Self:
+        """Return exactly the paper's method.
+
+        An auto-encoder trained by gradient descent on the expert's states alone, the
+        pairs of lowest mutual information, and RFM with the usual bandwidths.
+
+        Parameters
+        ----------
+        n_pairs : int, default=1
+            How many layer pairs.
+        seed : int, default=0
+            Starting weights of the auto-encoder.
+        """
+        return cls(
+            aligner=AutoEncoder(solver="gradient", random_state=seed),
+            strategy="lowest_mi",
+            n_pairs=n_pairs,
+            direction=RecursiveFeatureMachine(),
+        )
+
+    def fit(
+        self,
+        target: ModelOrStates,
+        expert: ModelOrStates,
+        data: LabelledExamples,
+        *,
+        alignment: Alignment | None = None,
+        alignment_text: list[str] | None = None,
+        cache_dir: Path | None = None,
+        progress: bool = True,
+    ) -> SteeringPack:
+        """Make a steering pack for a target from an expert and labelled texts.
+
+        Parameters
+        ----------
+        target, expert : LanguageModel, ModelSource, str, Path or States
+            The models, their names (loaded one after the other and released), or their
+            collected states on ``data``.
+        data : LabelledExamples
+            Vectors come from its train split, choices from its validation split; its
+            test split is never read.
+        alignment : Alignment, optional
+            Fitted before; then no labelled text passes through the target (unless the
+            strategy is "validated").
+        alignment_text : list of str, optional
+            Unlabelled texts to fit the alignment on; default: the labelled ones.
+        cache_dir : Path, optional
+            Where collected states are kept and found again.
+        progress : bool, default=True
+            Show progress bars for what takes over a second.
+
+        Returns
+        -------
+        SteeringPack
+
+        Raises
+        ------
+        ExpertSteerError
+            On unusable data, models or settings, naming the value and the remedy.
+        """
+        examples = data.for_fitting()
+        examples.require_both_classes()
+        paired_texts = examples if alignment_text is None else alignment_text
+
+        # Models given by name are loaded one after the other and released.
+        if alignment is None:
+            expert_states, expert_paired = self.collect(
+                expert, examples, paired_texts, cache_dir=cache_dir, progress=progress
+            )
+            (target_paired,) = self.collect(
+                target, paired_texts, cache_dir=cache_dir, progress=progress
+            )
+            check_paired(expert_paired, target_paired)
+
+            # Step 2 before step 1: information does not change under an encoder, so
+            # encoders are fitted for the chosen pairs alone.
+            table = torch.as_tensor(
+                mutual_information_table(
+                    expert_paired.values, target_paired.values, self.estimator
+                )
+            )
+            pairs = self._candidate_pairs(table)
+
+            # Step 1: an encoder a pair.
+            alignment = Alignment.fit(
+                expert_paired, target_paired, pairs, self.aligner, table=table, progress=progress
+            )
+            chosen = alignment.pairs
+        else:
+            (expert_states,) = self.collect(
+                expert, examples, cache_dir=cache_dir, progress=progress
+            )
+            chosen = self._pairs_of(alignment, expert_states)
+
+        # Step 3: a direction a pair, from the encoded states of the expert.
+        vectors, measured = {}, []
+        for pair in chosen:
+            encoded = alignment.encode(
+                pair.expert_layer, pair.target_layer, expert_states.layer(pair.expert_layer)
+            )
+            finder, score = fit_direction(self.direction, encoded, examples, self.bandwidths)
+            vectors[pair.target_layer] = torch.as_tensor(finder.direction_)
+            measured.append(dataclasses.replace(pair, auc=score))
+
+        pack = SteeringPack(
+            vectors=vectors,
+            mean_residual_norms={j: alignment.mean_residual_norms[j] for j in vectors},
+            target=alignment.target,
+            expert=alignment.expert,
+            pairs=tuple(measured),
+            strength=self.strength,
+            encoders=alignment.encoders if self.keep_encoders else {},
+            provenance=self._provenance(examples, alignment),
+        )
+        if self.strategy == "validated":
+            pack = choose_by_preference(
+                pack, target, data.split("validation"), self.n_pairs, self.chat_template
+            )
+        return pack
+
+    def collect(
+        self,
+        source: ModelOrStates,
+        *corpora: LabelledExamples | Sequence[str],
+        cache_dir: Path | None,
+        progress: bool,
+    ) -> list[States]:
+        """Return the states of a model on each corpus; a corpus named twice is read once."""
+        if isinstance(source, States):
+            if any(corpus is not corpora[0] for corpus in corpora):
+                raise ParameterError(
+                    "Got collected states and alignment_text, but expected a model: states on "
+                    "another text cannot be collected from states."
+                )
+            if source.description.n_texts != len(corpora[0]):
+                raise DataError(
+                    f"Got states of {source.description.n_texts} texts, but the train and "
+                    f"validation splits hold {len(corpora[0])}. Collect them from the same file."
+                )
+            return [source] * len(corpora)
+        model = load_model(source)
+        states: dict[int, States] = {}
+        for corpus in corpora:
+            if id(corpus) in states:
+                continue
+            texts = render_corpus(corpus, model, self.chat_template)
+            folder = cache_dir / states_key(model, texts, self.position) if cache_dir else None
+            states[id(corpus)] = collect_states(
+                model, texts, position=self.position, save_to=folder, progress=progress
+            )
+        return [states[id(corpus)] for corpus in corpora]
+
+    def _candidate_pairs(self, table: torch.Tensor) -> list[tuple[int, int]]:
+        if self.strategy != "validated":
+            return select_pairs(table, self.strategy, self.n_pairs, self.pairs)
+        n_candidates = min(self.n_pairs * _CANDIDATES_A_PAIR, table.shape[1])
+        return select_pairs(table, "lowest_mi", max(self.n_pairs, n_candidates))
+
+    def _pairs_of(self, alignment: Alignment, expert_states: States) -> list[LayerPair]:
+        difference = explain_mismatch(alignment.expert, expert_states.description.model)
+        if difference:
+            raise PackError(
+                f"Got an alignment from {alignment.expert.name!r} and states of "
+                f"{expert_states.description.model.name!r}, but expected one expert: {difference}."
+            )
+        # The alignment knows only its own pairs; the others may not be chosen.
+        worst = alignment.mutual_information.max() + 1
+        table = torch.full_like(alignment.mutual_information, float(worst))
+        for pair in alignment.pairs:
+            table[pair.expert_layer, pair.target_layer] = pair.mutual_information
+        known = {(pair.expert_layer, pair.target_layer): pair for pair in alignment.pairs}
+        return [known[pair] for pair in self._candidate_pairs(table)]
+
+    def _provenance(self, examples: LabelledExamples, alignment: Alignment) -> dict[str, Any]:
+        settings = {
+            "aligner": describe_settings(self.aligner),
+            "direction": describe_settings(self.direction),
+        }
+        return {
+            "settings": dataclasses.asdict(self) | settings,
+            "data": {
+                "source": examples.source,
+                "fingerprint": examples.fingerprint,
+                "n_examples": len(examples),
+            },
+            "alignment": alignment.provenance,
+            "versions": package_versions(),
+        }
+
+
+def render_corpus(
+    corpus: LabelledExamples | Sequence[str], model: LanguageModel, chat_template: bool
+) -> list[RenderedText]:
+    """Return labelled examples or plain texts as one model reads them."""
+    if isinstance(corpus, LabelledExamples):
+        return render(corpus, model.tokenizer, chat_template)
+    return [RenderedText(text, 0, False) for text in corpus]
+
+
+def fit_direction(
+    direction: DirectionFinder,
+    states: torch.Tensor,
+    examples: LabelledExamples,
+    bandwidths: tuple[float, ...] = BANDWIDTHS,
+) -> tuple[DirectionFinder, float | None]:
+    """Fit a direction on the train rows of some states and score it on the validation rows.
+
+    Parameters
+    ----------
+    direction : DirectionFinder
+        Supplies the settings; a fresh copy is fitted.
+    states : Tensor of shape (n, width)
+        One row an example.
+    examples : LabelledExamples
+        Labels and splits of the rows.
+    bandwidths : tuple of float
+        Tried by validation AUC for a `RecursiveFeatureMachine`.
+
+    Returns
+    -------
+    finder : DirectionFinder
+        Fitted.
+    score : float or None
+        Validation AUC; None without a validation split of both classes.
+    """
+    splits = np.asarray(examples.splits)
+    train = torch.from_numpy(splits == "train")
+    validation = torch.from_numpy(splits == "validation")
+    labels = torch.from_numpy(examples.labels.astype("float32"))
+    can_score = len(set(labels[validation].tolist())) == 2
+    if isinstance(direction, RecursiveFeatureMachine) and bandwidths and can_score:
+        finder, scores = search_bandwidth(
+            states[train],
+            labels[train],
+            states[validation],
+            labels[validation],
+            bandwidths=bandwidths,
+            rfm=direction,
+        )
+        return finder, scores[finder.bandwidth]
+    finder = clone(direction).fit(states[train], labels[train])
+    return finder, auc(finder, states[validation], labels[validation]) if can_score else None
+
+
+def fit_alignment(
+    target: LanguageModel | ModelSource | str | Path,
+    expert: LanguageModel | ModelSource | str | Path,
+    texts: Sequence[str],
+    *,
+    aligner: Aligner | None = None,
+    pairs: Sequence[tuple[int, int]] | None = None,
+    estimator: str = "gaussian",
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> Alignment:
+    """Align two models on plain text, without any label.
+
+    Parameters
+    ----------
+    target, expert : LanguageModel, ModelSource, str or Path
+        The models or their names; names are loaded one after the other.
+    texts : sequence of str
+        Beginnings of sentences are best, see `sentence_beginnings`: their last tokens
+        are as varied as what a model generates.
+    aligner : Aligner, optional
+        Default: `Ridge`, whose strength is chosen by leave-one-out error.
+    pairs : sequence of (int, int), optional
+        0-based expert and target layers; default: every layer of the deeper model with
+        the layer of the other at the same relative depth.
+    estimator : {"gaussian", "ksg", "kernel"}, default="gaussian"
+        Of the mutual information table that is stored along.
+    cache_dir : Path, optional
+        Where collected states are kept and found again.
+    progress : bool, default=True
+
+    Returns
+    -------
+    Alignment
+
+    Notes
+    -----
+    Source: this project.
+    """
+    steer = ExpertSteer(estimator=estimator)
+    (expert_states,) = steer.collect(expert, texts, cache_dir=cache_dir, progress=progress)
+    (target_states,) = steer.collect(target, texts, cache_dir=cache_dir, progress=progress)
+    table = torch.as_tensor(
+        mutual_information_table(expert_states.values, target_states.values, estimator)
+    )
+    chosen = same_depth_pairs(*table.shape) if pairs is None else list(pairs)
+    return Alignment.fit(
+        expert_states, target_states, chosen, aligner or Ridge(), table=table, progress=progress
+    )

@@ -1,0 +1,86 @@
+"""Pictures of what the method found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from expertsteer.arrays import Array
+from expertsteer.errors import ParameterError
+from expertsteer.files import replacing
+from expertsteer.pack import LayerPair
+
+__all__ = ["plot_information"]
+
+
+def plot_information(
+    table: Array,
+    pairs: Sequence[LayerPair],
+    path: str | Path,
+    *,
+    expert: str = "expert",
+    target: str = "target",
+    candidates: Sequence[LayerPair] = (),
+) -> Path:
+    """Draw the mutual information table with the chosen pairs.
+
+    Parameters
+    ----------
+    table : array of shape (n_expert_layers, n_target_layers)
+        In nats.
+    pairs : sequence of LayerPair
+        The pairs chosen, marked by a filled ring.
+    path : str or Path
+        ``.png``, ``.svg`` or ``.pdf``.
+    expert, target : str
+        Names for the axes.
+    candidates : sequence of LayerPair, optional
+        Pairs that were considered, marked by an open ring.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    ParameterError
+        On another kind of picture.
+    """
+    path = Path(path)
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in ("png", "svg", "pdf"):
+        raise ParameterError(f"Got the picture {path}, but expected .png, .svg or .pdf.")
+    values = np.asarray(table)
+    n_expert, n_target = values.shape
+    figure = Figure(figsize=(1.8 + 0.32 * n_target, 1.6 + 0.22 * n_expert), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(values, origin="lower", aspect="auto", cmap="viridis")
+    figure.colorbar(image, ax=axes, label="mutual information (nats)")
+    for marked, face, label in ((candidates, "none", "considered"), (pairs, "white", "chosen")):
+        if marked:
+            axes.scatter(
+                [pair.target_layer for pair in marked],
+                [pair.expert_layer for pair in marked],
+                s=70,
+                facecolors=face,
+                edgecolors="tab:red",
+                linewidths=2,
+                label=label,
+                clip_on=False,
+                zorder=3,
+            )
+    axes.set_xlabel(f"layer of the target ({target})")
+    axes.set_ylabel(f"layer of the expert ({expert})")
+    axes.set_xticks(range(0, n_target, max(1, n_target // 12)))
+    axes.set_yticks(range(0, n_expert, max(1, n_expert // 12)))
+    if pairs or candidates:
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, format=kind, dpi=150)
+    return path
