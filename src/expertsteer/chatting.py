@@ -99,7 +99,7 @@ class Conversation:
         self.turns.append({"role": "user", "content": text})
         templated = tokenizer.chat_template is not None
         prompt = (
-            tokenizer.apply_chat_template(self.turns, tokenize=False, add_generation_prompt=True)
+            self.model.chat_prompt(self.turns)
             if templated
             else "".join(turn["content"] for turn in self.turns)
         )
@@ -108,7 +108,7 @@ class Conversation:
             return_tensors="pt",
             add_special_tokens=not templated,
             return_token_type_ids=False,
-        ).to(self.model.model.device)
+        ).to(self.model.device)
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         failure: list[BaseException] = []
         worker = threading.Thread(
@@ -137,13 +137,12 @@ class Conversation:
                         self.model, self.strength, self.positions, force=self.force
                     )
                     stack.enter_context(steering)
-                self.model.model.generate(
+                self.model.generate(
                     **inputs,
                     max_new_tokens=self.max_new_tokens,
-                    pad_token_id=self.model.tokenizer.pad_token_id,
                     streamer=streamer,
                     **sampling,
                 )
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that listens
+        except BaseException as error:
             failure.append(error)
             streamer.end()

@@ -11,17 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import bootstrap
-from sklearn.base import clone
 from tqdm.auto import tqdm
 
-from expertsteer.alignment import Aligner, Alignment, AutoEncoder, Ridge
+from expertsteer.alignment import Aligner, Alignment, Ridge
 from expertsteer.data import EffectWords, LabelledExamples
-from expertsteer.directions import DirectionFinder, MeanDifference, RecursiveFeatureMachine
+from expertsteer.directions import DirectionFinder, MeanDifference
 from expertsteer.evaluation.effect import perplexity, word_log_odds
 from expertsteer.models import LanguageModel, ModelSource, load_model
 from expertsteer.pack import LayerPair, SteeringPack
-from expertsteer.pipeline import ExpertSteer, fit_direction, render_corpus
-from expertsteer.states import States, collect_states, states_key
+from expertsteer.pipeline import ExpertSteer, fit_direction
 
 __all__ = ["Comparison", "ComparisonRow", "compare"]
 
@@ -142,14 +140,16 @@ def compare(
 
     def own(finder: DirectionFinder, labelled: LabelledExamples = examples) -> dict[int, Any]:
         return {
-            j: fit_direction(finder, target_states.layer(j), labelled, steer.bandwidths)[0].direction_
+            j: fit_direction(finder, target_states.layer(j), labelled, steer.bandwidths)[
+                0
+            ].direction_
             for _, j in layers
         }
 
     def encoded(aligner: Aligner, finder: DirectionFinder, bandwidths: Any) -> dict[int, Any]:
         vectors = {}
         for i, j in layers:
-            fitted = clone(aligner).fit(
+            fitted = aligner.unfitted().fit(
                 expert_paired.layer(i), target_width=target_model.description.width
             )
             states = torch.as_tensor(fitted.encode(expert_states.layer(i)))
@@ -210,9 +210,7 @@ def compare(
         cosine = float(
             np.mean([float(vectors[j] @ torch.as_tensor(reference[j])) for _, j in layers])
         )
-        rows.append(
-            ComparisonRow(name, cosine, float(change.mean()), _interval(change), damaged)
-        )
+        rows.append(ComparisonRow(name, cosine, float(change.mean()), _interval(change), damaged))
     return Comparison(
         tuple(rows), pack.pairs, value, len(words.prompts), len(words.plain_sentences)
     )

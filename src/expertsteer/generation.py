@@ -78,17 +78,8 @@ def generate_side_by_side(
     """
     if not prompts:
         raise DataError("Got no prompts, but expected at least one.")
-    if chat_template and model.tokenizer.chat_template is None:
-        raise DataError(
-            f"Got chat_template for {model.name}, whose tokenizer has none (base models do not). "
-            "Leave it off."
-        )
     texts = [
-        model.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
-        if chat_template
-        else prompt
+        model.chat_prompt([{"role": "user", "content": prompt}]) if chat_template else prompt
         for prompt in prompts
     ]
     continued: dict[float, list[str]] = {}
@@ -125,13 +116,12 @@ def _continue(
         padding_side="left",
         add_special_tokens=not has_special_tokens,
         return_token_type_ids=False,
-    ).to(model.model.device)
+    ).to(model.device)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
-    output = model.model.generate(
+    output = model.generate(
         **inputs,
         max_new_tokens=max_new_tokens,
         repetition_penalty=repetition_penalty,
-        pad_token_id=model.tokenizer.pad_token_id,
         **(sampling or {"do_sample": False}),
     )
     new = output[:, inputs["input_ids"].shape[1] :]

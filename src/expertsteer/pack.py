@@ -91,9 +91,7 @@ class SteeringPack:
     expert: ModelDescription | None = None
     pairs: tuple[LayerPair, ...] = ()
     strength: float = DEFAULT_STRENGTH
-    encoders: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(
-        default_factory=dict
-    )
+    encoders: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -192,9 +190,7 @@ class SteeringPack:
             Saying what differs.
         """
         found = (
-            model.description
-            if isinstance(model, LanguageModel)
-            else describe_model(unwrap(model))
+            model.description if isinstance(model, LanguageModel) else describe_model(unwrap(model))
         )
         difference = explain_mismatch(self.target, found, shape_only=force)
         if difference:

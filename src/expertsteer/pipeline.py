@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import clone
 from typing_extensions import Self
 
 from expertsteer.alignment import AlignedAutoEncoder, Aligner, Alignment, AutoEncoder, Ridge
 from expertsteer.alignment.artifact import check_paired
+from expertsteer.arrays import Array
 from expertsteer.data import LabelledExamples, RenderedText, render
 from expertsteer.directions import (
     BANDWIDTHS,
@@ -155,35 +155,14 @@ class ExpertSteer:
         examples.require_both_classes()
         paired_texts = examples if alignment_text is None else alignment_text
 
-        # Models given by name are loaded one after the other and released.
+        # Steps 1 and 2: which layers, and an encoder for each pair of them.
+        collect: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
         if alignment is None:
-            expert_states, expert_paired = self.collect(
-                expert, examples, paired_texts, cache_dir=cache_dir, progress=progress
-            )
-            (target_paired,) = self.collect(
-                target, paired_texts, cache_dir=cache_dir, progress=progress
-            )
-            check_paired(expert_paired, target_paired)
-
-            # Step 2 before step 1: information does not change under an encoder, so
-            # encoders are fitted for the chosen pairs alone.
-            table = torch.as_tensor(
-                mutual_information_table(
-                    expert_paired.values, target_paired.values, self.estimator
-                )
-            )
-            pairs = self._candidate_pairs(table)
-
-            # Step 1: an encoder a pair.
-            alignment = Alignment.fit(
-                expert_paired, target_paired, pairs, self.aligner, table=table, progress=progress
-            )
-            chosen = alignment.pairs
+            expert_states, expert_paired = self.collect(expert, examples, paired_texts, **collect)
+            alignment = self.align(target, expert_paired, paired_texts, **collect)
         else:
-            (expert_states,) = self.collect(
-                expert, examples, cache_dir=cache_dir, progress=progress
-            )
-            chosen = self._pairs_of(alignment, expert_states)
+            (expert_states,) = self.collect(expert, examples, **collect)
+        chosen = self._pairs_of(alignment, expert_states)
 
         # Step 3: a direction a pair, from the encoded states of the expert.
         vectors, measured = {}, []
@@ -210,6 +189,50 @@ class ExpertSteer:
                 pack, target, data.split("validation"), self.n_pairs, self.chat_template
             )
         return pack
+
+    def align(
+        self,
+        target: ModelOrStates,
+        expert: ModelOrStates,
+        texts: LabelledExamples | Sequence[str],
+        *,
+        pairs: Sequence[tuple[int, int]] | None = None,
+        cache_dir: Path | None = None,
+        progress: bool = True,
+    ) -> Alignment:
+        """Choose layer pairs and fit an encoder for each; no label is looked at.
+
+        Parameters
+        ----------
+        target, expert : LanguageModel, ModelSource, str, Path or States
+            Models given by name are loaded one after the other and released.
+        texts : LabelledExamples or sequence of str
+            What both models read.
+        pairs : sequence of (int, int), optional
+            Expert and target layers; default: by this method's strategy. (For
+            "validated" these are its candidates.)
+        cache_dir : Path, optional
+            Where collected states are kept and found again.
+        progress : bool, default=True
+
+        Returns
+        -------
+        Alignment
+        """
+        collect: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
+        (expert_states,) = self.collect(expert, texts, **collect)
+        (target_states,) = self.collect(target, texts, **collect)
+        check_paired(expert_states, target_states)
+
+        # Step 2 before step 1: information does not change under an encoder, so encoders
+        # are fitted for the chosen pairs alone.
+        table = torch.as_tensor(
+            mutual_information_table(expert_states.values, target_states.values, self.estimator)
+        )
+        chosen = self._candidate_pairs(table) if pairs is None else pairs
+        return Alignment.fit(
+            expert_states, target_states, chosen, self.aligner, table=table, progress=progress
+        )
 
     def collect(
         self,
@@ -243,11 +266,14 @@ class ExpertSteer:
             )
         return [states[id(corpus)] for corpus in corpora]
 
-    def _candidate_pairs(self, table: torch.Tensor) -> list[tuple[int, int]]:
+    def _candidate_pairs(
+        self, table: torch.Tensor, n_targets: int | None = None
+    ) -> list[tuple[int, int]]:
         if self.strategy != "validated":
             return select_pairs(table, self.strategy, self.n_pairs, self.pairs)
-        n_candidates = min(self.n_pairs * _CANDIDATES_A_PAIR, table.shape[1])
-        return select_pairs(table, "lowest_mi", max(self.n_pairs, n_candidates))
+        most = table.shape[1] if n_targets is None else n_targets
+        n_candidates = max(self.n_pairs, min(self.n_pairs * _CANDIDATES_A_PAIR, most))
+        return select_pairs(table, "lowest_mi", n_candidates)
 
     def _pairs_of(self, alignment: Alignment, expert_states: States) -> list[LayerPair]:
         difference = explain_mismatch(alignment.expert, expert_states.description.model)
@@ -256,13 +282,24 @@ class ExpertSteer:
                 f"Got an alignment from {alignment.expert.name!r} and states of "
                 f"{expert_states.description.model.name!r}, but expected one expert: {difference}."
             )
-        # The alignment knows only its own pairs; the others may not be chosen.
-        worst = alignment.mutual_information.max() + 1
-        table = torch.full_like(alignment.mutual_information, float(worst))
-        for pair in alignment.pairs:
-            table[pair.expert_layer, pair.target_layer] = pair.mutual_information
         known = {(pair.expert_layer, pair.target_layer): pair for pair in alignment.pairs}
-        return [known[pair] for pair in self._candidate_pairs(table)]
+        # Pairs without an encoder are put where the strategy looks last.
+        information = alignment.mutual_information
+        last = information.min() - 1 if self.strategy == "highest_mi" else information.max() + 1
+        table = torch.full_like(information, float(last))
+        for i, j in known:
+            table[i, j] = information[i, j]
+        n_targets = len({pair.target_layer for pair in alignment.pairs})
+        chosen = self._candidate_pairs(table, n_targets)
+        missing = [f"{i}:{j}" for i, j in chosen if (i, j) not in known]
+        if missing:
+            listed = ", ".join(f"{i}:{j}" for i, j in known)
+            raise ParameterError(
+                f"Got an alignment of the pairs {listed}, but strategy={self.strategy!r} with "
+                f"n_pairs={self.n_pairs} asks for {', '.join(missing)}. Choose another strategy or "
+                "align those layers too."
+            )
+        return [known[pair] for pair in chosen]
 
     def _provenance(self, examples: LabelledExamples, alignment: Alignment) -> dict[str, Any]:
         settings = {
@@ -292,7 +329,7 @@ def render_corpus(
 
 def fit_direction(
     direction: DirectionFinder,
-    states: torch.Tensor,
+    states: Array,
     examples: LabelledExamples,
     bandwidths: tuple[float, ...] = BANDWIDTHS,
 ) -> tuple[DirectionFinder, float | None]:
@@ -302,7 +339,7 @@ def fit_direction(
     ----------
     direction : DirectionFinder
         Supplies the settings; a fresh copy is fitted.
-    states : Tensor of shape (n, width)
+    states : array of shape (n, width)
         One row an example.
     examples : LabelledExamples
         Labels and splits of the rows.
@@ -316,6 +353,7 @@ def fit_direction(
     score : float or None
         Validation AUC; None without a validation split of both classes.
     """
+    states = torch.as_tensor(states)
     splits = np.asarray(examples.splits)
     train = torch.from_numpy(splits == "train")
     validation = torch.from_numpy(splits == "validation")
@@ -331,7 +369,7 @@ def fit_direction(
             rfm=direction,
         )
         return finder, scores[finder.bandwidth]
-    finder = clone(direction).fit(states[train], labels[train])
+    finder = direction.unfitted().fit(states[train], labels[train])
     return finder, auc(finder, states[validation], labels[validation]) if can_score else None
 
 
@@ -374,13 +412,10 @@ def fit_alignment(
     -----
     Source: this project.
     """
-    steer = ExpertSteer(estimator=estimator)
-    (expert_states,) = steer.collect(expert, texts, cache_dir=cache_dir, progress=progress)
-    (target_states,) = steer.collect(target, texts, cache_dir=cache_dir, progress=progress)
-    table = torch.as_tensor(
-        mutual_information_table(expert_states.values, target_states.values, estimator)
-    )
-    chosen = same_depth_pairs(*table.shape) if pairs is None else list(pairs)
-    return Alignment.fit(
-        expert_states, target_states, chosen, aligner or Ridge(), table=table, progress=progress
-    )
+    steer = ExpertSteer(aligner=aligner or Ridge(), estimator=estimator)
+    collect: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
+    (expert_states,) = steer.collect(expert, texts, **collect)
+    (target_states,) = steer.collect(target, texts, **collect)
+    if pairs is None:
+        pairs = same_depth_pairs(len(expert_states.layers), len(target_states.layers))
+    return steer.align(target_states, expert_states, texts, pairs=pairs, progress=progress)

@@ -6,12 +6,12 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-from sklearn.base import BaseEstimator
+from expertsteer.estimator import Estimator
 
 __all__ = ["describe_settings", "package_versions"]
 
 
-def describe_settings(estimator: BaseEstimator) -> dict[str, Any]:
+def describe_settings(estimator: Estimator) -> dict[str, Any]:
     """Return an estimator's class and parameters as JSON types."""
     return {"name": type(estimator).__name__} | estimator.get_params(deep=False)
 

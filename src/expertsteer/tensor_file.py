@@ -56,9 +56,7 @@ def save_tensor_file(
     return path
 
 
-def load_tensor_file(
-    path: str | Path, kind: str
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_tensor_file(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what `save_tensor_file` wrote, and check that it is whole.
 
     Parameters
@@ -89,9 +87,7 @@ def load_tensor_file(
             f"Got {path}, but it is not a readable {noun}: truncated or not safetensors ({error})."
         ) from error
     if metadata.get("format") != f"expertsteer-{kind}":
-        raise PackError(
-            f"Got {path} of format {metadata.get('format')!r}, but expected a {noun}."
-        )
+        raise PackError(f"Got {path} of format {metadata.get('format')!r}, but expected a {noun}.")
     if metadata.get("version") != str(_VERSION):
         raise PackError(
             f"Got {path} of version {metadata.get('version')!r}, but this release reads version "

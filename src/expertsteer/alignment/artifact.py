@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.base import clone
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
@@ -102,7 +101,7 @@ class Alignment:
         encoders = {}
         measured = []
         for i, j in tqdm(list(pairs), desc="alignment", delay=1, disable=not progress):
-            fitted = clone(aligner).fit(expert_states.layer(i), target_states.layer(j))
+            fitted = aligner.unfitted().fit(expert_states.layer(i), target_states.layer(j))
             encoders[i, j] = (fitted.encoder_weight_, fitted.encoder_bias_)
             information = table[expert_states.layers.index(i), target_states.layers.index(j)]
             measured.append(

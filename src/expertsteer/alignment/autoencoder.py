@@ -113,9 +113,7 @@ class AutoEncoder(Aligner):
             [*encoder.parameters(), *decoder.parameters()], lr=self.learning_rate
         )
         with torch.enable_grad():
-            for _ in trange(
-                self.n_steps, desc="auto-encoder", delay=1, disable=not self.progress
-            ):
+            for _ in trange(self.n_steps, desc="auto-encoder", delay=1, disable=not self.progress):
                 optimizer.zero_grad(set_to_none=True)
                 loss = (decoder(encoder(states)) - states).square().mean()
                 loss.backward()
@@ -183,9 +181,7 @@ class AlignedAutoEncoder(Aligner):
         if self.n_iterations < 1:
             raise ParameterError(f"Got n_iterations={self.n_iterations}, but expected at least 1.")
         if self.ridge is not None and not (math.isfinite(self.ridge) and self.ridge >= 0):
-            raise ParameterError(
-                f"Got ridge={self.ridge}, but expected a finite number from 0 up."
-            )
+            raise ParameterError(f"Got ridge={self.ridge}, but expected a finite number from 0 up.")
 
     def _solve(self, expert: torch.Tensor, target: torch.Tensor | None, width: int) -> _Solution:
         assert target is not None
@@ -205,11 +201,13 @@ class AlignedAutoEncoder(Aligner):
         damping = self.ridge_ * x.s.square().mean()
         gram = x.s.square()
         encoder = (x.s / (gram + damping))[:, None] * (x.u.T @ aimed)
+        d = torch.empty(0)
         for _ in range(self.n_iterations):
-            decoder, decoder_bias = ridge_solution(thin_svd((z @ encoder).float()), z.float(), 1e-9)
+            decoder, _ = ridge_solution(thin_svd((z @ encoder).float()), z.float(), 1e-9)
             d = decoder.double()
             # Setting the gradient in the encoder to zero:
-            # (Z^T Z + damping) W (D D^T / total_x + w / total_y) = Z^T Z D^T / total_x + w Z^T A / total_y
+            # (Z^T Z + damping) W (D D^T / total_x + w / total_y)
+            #     = Z^T Z D^T / total_x + w Z^T A / total_y
             left = gram[:, None] * d.T / total_x + self.weight * (z.T @ aimed) / total_y
             right = d @ d.T / total_x
             right.diagonal().add_(self.weight / total_y)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import abc
 
 import torch
-from sklearn.base import BaseEstimator
 from typing_extensions import Self
 
 from expertsteer.alignment.linear import ridge_decoder
 from expertsteer.arrays import Array, as_states, like
 from expertsteer.errors import DataError, ParameterError
+from expertsteer.estimator import Estimator
 
 __all__ = ["Aligner"]
 
 
-class Aligner(BaseEstimator, abc.ABC):
+class Aligner(Estimator, abc.ABC):
     """Base of the alignments of one expert layer with one target layer.
 
     Subclasses solve for an encoder f(h) = h W + b from the expert's width to the
@@ -101,9 +101,7 @@ class Aligner(BaseEstimator, abc.ABC):
             raise ParameterError("Got neither target_states nor target_width, expected one.")
 
         train, held = self._holdout(len(expert))
-        self._store(
-            expert_states, self._solve(expert[train], _rows(target, train), target_width)
-        )
+        self._store(expert_states, self._solve(expert[train], _rows(target, train), target_width))
         self.reconstruction_error_ = self._reconstruction_error(expert[held])
         self.r2_ = float("nan") if target is None else self.r2(expert[held], target[held])
         self._store(expert_states, self._solve(expert, target, target_width))

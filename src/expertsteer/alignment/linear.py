@@ -105,9 +105,7 @@ def ridge_solution(
     return weight.float(), (mean - svd.mean @ weight).float()
 
 
-def ridge_decoder(
-    encoded: torch.Tensor, expert: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def ridge_decoder(encoded: torch.Tensor, expert: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weight and bias of the best linear way back from encoded to expert states."""
     svd = thin_svd(encoded)
     return ridge_solution(svd, expert, leave_one_out_ridge(svd, expert))

@@ -76,9 +76,7 @@ class Procrustes(EncoderOnly):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         x, y = thin_svd(expert), thin_svd(target)
         # X^T Y = Vx (Sx Ux^T Uy Sy) Vy^T, so only the small core is decomposed.
-        a, s, bt = torch.linalg.svd(
-            x.s[:, None] * (x.u.T @ y.u) * y.s, full_matrices=False
-        )
+        a, s, bt = torch.linalg.svd(x.s[:, None] * (x.u.T @ y.u) * y.s, full_matrices=False)
         rotation = (x.v @ a) @ (bt @ y.v.T)
         rotated = x.u @ (x.s[:, None] * a)
         weight = rotation * (s.sum() / rotated.square().sum())

@@ -62,5 +62,7 @@ def main() -> None:
         progress.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except MemoryError:
-        progress.print("[red]error:[/red] Out of memory. Use fewer layers, texts or a smaller model.")
+        progress.print(
+            "[red]error:[/red] Out of memory. Use fewer layers, texts or a smaller model."
+        )
         sys.exit(1)

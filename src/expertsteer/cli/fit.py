@@ -24,11 +24,15 @@ def fit(
     expert: options.OptionalExpert = None,
     target_states: Annotated[
         Path | None,
-        typer.Option(help="Saved states in place of --target (from collect).", rich_help_panel="Models"),
+        typer.Option(
+            help="Saved states in place of --target (from collect).", rich_help_panel="Models"
+        ),
     ] = None,
     expert_states: Annotated[
         Path | None,
-        typer.Option(help="Saved states in place of --expert (from collect).", rich_help_panel="Models"),
+        typer.Option(
+            help="Saved states in place of --expert (from collect).", rich_help_panel="Models"
+        ),
     ] = None,
     alignment: Annotated[
         Path | None,

@@ -20,9 +20,7 @@ def generate(
     prompts: Annotated[
         list[str] | None, typer.Argument(help="Prompts; '-' reads them from standard input.")
     ] = None,
-    prompt_file: Annotated[
-        Path | None, typer.Option(help="Prompts, one a line.")
-    ] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="Prompts, one a line.")] = None,
     strengths: Annotated[
         list[float] | None,
         typer.Option(

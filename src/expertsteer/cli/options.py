@@ -61,7 +61,9 @@ class Positions(str, Enum):
 
 Dtype = Annotated[
     DtypeName,
-    typer.Option(help="Float type of the models; auto is the checkpoint's.", rich_help_panel=_MODELS),
+    typer.Option(
+        help="Float type of the models; auto is the checkpoint's.", rich_help_panel=_MODELS
+    ),
 ]
 Device = Annotated[
     str | None, typer.Option(help="Device of the models, such as cuda:0.", rich_help_panel=_MODELS)
@@ -162,9 +164,7 @@ CacheDir = Annotated[
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not keep collected states.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print the answer as JSON on standard output.")
-]
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on standard output.")]
 Force = Annotated[
     bool,
     typer.Option("--force", help="Accept another model of the same depth and width."),

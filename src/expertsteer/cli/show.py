@@ -116,9 +116,7 @@ def generation_table(generations: Sequence[Generation]) -> Table:
     for strength in strengths:
         table.add_column("unsteered" if strength == 0 else f"strength {strength:+g}", ratio=3)
     for generation in generations:
-        table.add_row(
-            generation.prompt, *(generation.continuations[s].strip() for s in strengths)
-        )
+        table.add_row(generation.prompt, *(generation.continuations[s].strip() for s in strengths))
     return table
 
 

@@ -55,8 +55,10 @@ class EffectWords:
             raise DataError(f"Got {path}, but expected the lists {', '.join(names)}.")
         for name in names:
             items = values.get(name)
-            if not isinstance(items, list) or not items or not all(
-                isinstance(item, str) and item.strip() for item in items
+            if (
+                not isinstance(items, list)
+                or not items
+                or not all(isinstance(item, str) and item.strip() for item in items)
             ):
                 raise DataError(f"Got {path} with {name}={items!r}, but expected a list of texts.")
         both = set(values["positive_words"]) & set(values["negative_words"])

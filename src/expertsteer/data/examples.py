@@ -148,7 +148,7 @@ class LabelledExamples:
         if min(n_positive, n_negative) < min_rows:
             raise DataError(
                 f"Got {n_positive} positive and {n_negative} negative rows in the {split} split of "
-                f"{self.source}, but expected at least {min_rows} of each. Add rows of both classes."
+                f"{self.source}, but expected at least {min_rows} of each. Add rows."
             )
 
 
@@ -186,8 +186,7 @@ def render(
             "models. Leave the chat template off, or use an instruction-tuned model."
         )
     return [
-        _templated(tokenizer, p, a)
-        for p, a in zip(examples.prompts, examples.answers, strict=True)
+        _templated(tokenizer, p, a) for p, a in zip(examples.prompts, examples.answers, strict=True)
     ]
 
 

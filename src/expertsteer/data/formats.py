@@ -39,8 +39,8 @@ class _Kind:
 class _Labels:
     """Reads label values as +1, -1, or None for a row that is left out."""
 
-    _POSITIVE = {"1", "+1", "true", "yes", "positive"}
-    _NEGATIVE = {"0", "-1", "false", "no", "negative"}
+    _POSITIVE = frozenset({"1", "+1", "true", "yes", "positive"})
+    _NEGATIVE = frozenset({"0", "-1", "false", "no", "negative"})
 
     def __init__(self, positive: str | None, negative: str | None) -> None:
         if positive is None and negative is not None:
@@ -59,8 +59,8 @@ class _Labels:
         if word in self._NEGATIVE:
             return -1
         raise DataError(
-            f"{place}: got the label {value!r}, but expected 1 or 0, +1 or -1, true or false, yes or "
-            "no, positive or negative. For other values name the positive one (--positive VALUE)."
+            f"{place}: got the label {value!r}, but expected 1 or 0, +1 or -1, true or false, "
+            "yes or no, positive or negative. For others name the positive one (--positive VALUE)."
         )
 
 
@@ -116,8 +116,8 @@ def _answer_index(answer: Any, choices: list[str], place: str) -> int:
             answer = int(word)
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise DataError(
-            f"{place}: got answer={answer!r}, but expected an index from 0 to {len(choices) - 1}, a "
-            "letter, or the text of a choice."
+            f"{place}: got answer={answer!r}, but expected an index from 0 to {len(choices) - 1}, "
+            "a letter, or the text of a choice."
         )
     return answer
 
@@ -247,7 +247,9 @@ def load_examples(
 
 
 def _renamed(rows: list[Row], columns: Mapping[str, str]) -> list[Row]:
-    known = sorted({field for kind in KINDS.values() for field in kind.fields} | {"context", "split"})
+    known = sorted(
+        {field for kind in KINDS.values() for field in kind.fields} | {"context", "split"}
+    )
     present = sorted({name for _, row in rows for name in row})
     for field, column in columns.items():
         if field not in known:

@@ -96,8 +96,8 @@ def sentence_beginnings(
     """
     if n < 1 or not 1 <= min_words <= max_words:
         raise ParameterError(
-            f"Got n={n}, min_words={min_words}, max_words={max_words}, but expected n from 1 up and "
-            "1 <= min_words <= max_words."
+            f"Got n={n}, min_words={min_words}, max_words={max_words}, but expected n from 1 up "
+            "and 1 <= min_words <= max_words."
         )
     rng = random.Random(seed)
     cuts = []

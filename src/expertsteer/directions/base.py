@@ -6,17 +6,17 @@ import abc
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.metrics import roc_auc_score
 from typing_extensions import Self
 
 from expertsteer.arrays import Array, as_labels, as_states, like
 from expertsteer.errors import DataError
+from expertsteer.estimator import Estimator
 
 __all__ = ["DirectionFinder", "auc"]
 
 
-class DirectionFinder(BaseEstimator, abc.ABC):
+class DirectionFinder(Estimator, abc.ABC):
     """Base of the methods that turn labelled states into a steering vector.
 
     Attributes

@@ -94,7 +94,8 @@ class RecursiveFeatureMachine(DirectionFinder):
     def _check_parameters(self) -> None:
         if self.bandwidth_mode not in ("constant", "adaptive"):
             raise ParameterError(
-                f"Got bandwidth_mode={self.bandwidth_mode!r}, but expected 'constant' or 'adaptive'."
+                f"Got bandwidth_mode={self.bandwidth_mode!r}, but expected 'constant' or "
+                "'adaptive'."
             )
         for name in ("bandwidth", "ridge"):
             value = getattr(self, name)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sklearn.base import clone
-
 from expertsteer.arrays import Array
 from expertsteer.directions.base import auc
 from expertsteer.directions.recursive_feature_machine import (
@@ -62,17 +60,19 @@ def search_bandwidth(
     if not bandwidths:
         raise ParameterError("Got no bandwidths, but expected at least one.")
     template = rfm or RecursiveFeatureMachine()
-    fitted = {}
-    scores = {}
+    fitted: dict[float, RecursiveFeatureMachine] = {}
+    scores: dict[float, float] = {}
+    failure: NoGradientError | None = None
     for bandwidth in bandwidths:
-        candidate = clone(template).set_params(bandwidth=bandwidth)
+        candidate = template.unfitted()
+        candidate.bandwidth = bandwidth
         try:
             fitted[bandwidth] = candidate.fit(X, y)
         except NoGradientError as error:
             failure = error
             continue
         scores[bandwidth] = auc(fitted[bandwidth], X_validation, y_validation)
-    if not scores:
+    if failure is not None and not scores:
         raise failure
     best = max(scores, key=lambda bandwidth: scores[bandwidth])
     return fitted[best], scores

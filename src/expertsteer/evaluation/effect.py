@@ -39,9 +39,7 @@ def word_log_odds(model: LanguageModel, words: EffectWords) -> torch.Tensor:
     """
     positive = _single_tokens(model, words.positive_words, "positive")
     negative = _single_tokens(model, words.negative_words, "negative")
-    scores = next_token_log_probabilities(
-        model, words.prompts, torch.tensor(positive + negative)
-    )
+    scores = next_token_log_probabilities(model, words.prompts, torch.tensor(positive + negative))
     return scores[:, : len(positive)].logsumexp(1) - scores[:, len(positive) :].logsumexp(1)
 
 

@@ -86,17 +86,15 @@ def _padded(
     model: LanguageModel, ids: Sequence[Sequence[int]]
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
     """Yield row numbers, right-padded ids and mask; similar lengths together."""
-    device = model.model.get_input_embeddings().weight.device
-    pad = int(model.tokenizer.pad_token_id or 0)
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]), reverse=True)
     start = 0
     while start < len(order):
         longest = len(ids[order[start]])
         rows = order[start : start + max(1, _HEAD_TOKENS // max(longest, 1))]
-        batch = torch.full((len(rows), longest), pad)
+        batch = torch.full((len(rows), longest), model.pad_token_id)
         mask = torch.zeros_like(batch)
         for place, row in enumerate(rows):
             batch[place, : len(ids[row])] = torch.tensor(ids[row])
             mask[place, : len(ids[row])] = 1
-        yield rows, batch.to(device), mask.to(device)
+        yield rows, batch.to(model.device), mask.to(model.device)
         start += len(rows)

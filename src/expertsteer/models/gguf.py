@@ -103,8 +103,7 @@ def _convert(path: Path, folder: Path) -> None:
         raise ModelError(f"transformers cannot convert {path}: {error}") from error
     # The weights are plain float32 now; left in place these two would have the
     # saved checkpoint loaded as a quantised one.
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    vars(model)["hf_quantizer"] = None
+    vars(model.config).pop("quantization_config", None)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -60,6 +60,48 @@ class LanguageModel:
     def description(self) -> ModelDescription:
         """Architecture and fingerprint, for provenance."""
         return describe_model(self.model, self.name, self.revision)
+
+    @property
+    def device(self) -> torch.device:
+        """Where input ids go."""
+        return cast(torch.Tensor, self.model.get_input_embeddings().weight).device
+
+    @property
+    def pad_token_id(self) -> int:
+        """Token that fills batches; masked, so any serves where the tokenizer has none."""
+        pad = self.tokenizer.pad_token_id
+        return pad if isinstance(pad, int) else 0
+
+    def chat_prompt(self, turns: list[dict[str, str]]) -> str:
+        """Return a conversation as text, up to where the model's next answer begins.
+
+        Parameters
+        ----------
+        turns : list of dict
+            With the keys "role" and "content".
+
+        Returns
+        -------
+        str
+            With special tokens.
+
+        Raises
+        ------
+        ModelError
+            If the tokenizer has no chat template.
+        """
+        if self.tokenizer.chat_template is None:
+            raise ModelError(
+                f"Got a chat for {self.name}, whose tokenizer has no chat template, as is usual "
+                "for base models. Leave the chat template off."
+            )
+        return str(
+            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        )
+
+    def generate(self, **options: Any) -> torch.Tensor:
+        """Run the model's own ``generate`` and return token ids, (batch, tokens)."""
+        return cast(Any, self.model).generate(pad_token_id=self.pad_token_id, **options)
 
     @property
     def context_length(self) -> int:

@@ -219,12 +219,11 @@ class _BlockReader:
     @torch.inference_mode()
     def read(self, batch: Sequence[TokenSpan]) -> torch.Tensor:
         """Return the states of a batch, (batch, layers, width)."""
-        device = self.model.model.get_input_embeddings().weight.device
         longest = max(len(span.ids) for span in batch)
         # Right padding whatever the tokenizer's habit: a causal model's real tokens
         # never see what follows them, so no mask is needed and the fastest attention
         # kernel serves.
-        ids = torch.full((len(batch), longest), int(self.model.tokenizer.pad_token_id or 0))
+        ids = torch.full((len(batch), longest), self.model.pad_token_id)
         for row, span in enumerate(batch):
             ids[row, : len(span.ids)] = torch.tensor(span.ids)
         if all(span.end - span.start == 1 for span in batch):
@@ -235,5 +234,5 @@ class _BlockReader:
                 self.weights[row, span.start : span.end] = 1 / (span.end - span.start)
         self.kept = []
         with contextlib.suppress(_Finished):
-            self.model.model(input_ids=ids.to(device), use_cache=False)
+            self.model.model(input_ids=ids.to(self.model.device), use_cache=False)
         return torch.stack([state.to("cpu") for state in self.kept], dim=1)

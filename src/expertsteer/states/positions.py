@@ -60,8 +60,8 @@ def locate_tokens(
     by_answer = position != "last"
     if by_answer and not tokenizer.is_fast:
         raise DataError(
-            f"Got position={position!r}, but the tokenizer of {model.name} does not report character "
-            "offsets. Use position='last'."
+            f"Got position={position!r}, but the tokenizer of {model.name} does not report "
+            "character offsets. Use position='last'."
         )
     spans: list[TokenSpan] = []
     n_cut = 0

@@ -176,6 +176,7 @@ class _Watch:
         inputs = kwargs.get("inputs_embeds")
         if inputs is None:
             inputs = kwargs.get("input_ids", args[0] if args else None)
+        assert inputs is not None  # a decoder that got neither has raised by itself
         self.tracker.begin_pass(
             inputs.shape[1],
             kwargs.get("past_key_values"),
