@@ -142,7 +142,7 @@ class AlignedAutoEncoder(Aligner):
 
     Parameters
     ----------
-    weight : float, default=1.0
+    weight : float, default=10.0
         λ, the weight of the second term.
     n_iterations : int, default=10
         Rounds of the alternation.
@@ -163,7 +163,7 @@ class AlignedAutoEncoder(Aligner):
 
     def __init__(
         self,
-        weight: float = 1.0,
+        weight: float = 10.0,
         n_iterations: int = 10,
         ridge: float | None = None,
         random_state: int = 0,

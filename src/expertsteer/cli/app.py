@@ -16,11 +16,14 @@ from expertsteer.cli.demo import demo
 from expertsteer.cli.fit import fit
 from expertsteer.cli.generate import generate
 from expertsteer.cli.inspect import inspect
-from expertsteer.cli.show import progress, warnings_as_messages
+from expertsteer.cli.show import print_error, say, warnings_as_messages
 from expertsteer.cli.transfer import transfer
 from expertsteer.errors import ExpertSteerError
 
 __all__ = ["app", "main"]
+
+# What typer makes of Ctrl-C.
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="expertsteer",
@@ -54,15 +57,19 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; exit with 0 for success, 1 for an error, 2 for wrong usage."""
+    """Run the command line.
+
+    Exits with 0 for success, 1 for an error, 2 for wrong usage and 130 for Ctrl-C.
+    """
     try:
         app()
     except ExpertSteerError as error:
-        progress.print("[red]error:[/red]", end=" ")
-        progress.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        print_error(str(error))
         sys.exit(1)
     except MemoryError:
-        progress.print(
-            "[red]error:[/red] Out of memory. Use fewer layers, texts or a smaller model."
-        )
+        print_error("Out of memory. Use fewer layers, texts or a smaller model.")
         sys.exit(1)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            say("interrupted; states collected so far are kept, the same command goes on from them")
+        raise

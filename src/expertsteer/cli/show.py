@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from expertsteer.comparison import Comparison
@@ -110,13 +111,15 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def generation_table(generations: Sequence[Generation]) -> Table:
     """Return prompts with their unsteered and steered continuations side by side."""
-    table = Table(show_lines=True, title="Greedy or sampled continuations", title_justify="left")
+    table = Table(show_lines=True, title="Continuations", title_justify="left")
     strengths = list(generations[0].continuations)
     table.add_column("prompt", ratio=2, style="bold")
     for strength in strengths:
         table.add_column("unsteered" if strength == 0 else f"strength {strength:+g}", ratio=3)
     for generation in generations:
-        table.add_row(generation.prompt, *(generation.continuations[s].strip() for s in strengths))
+        # Text, not str: what a model writes is not markup.
+        continued = [Text(generation.continuations[s].strip()) for s in strengths]
+        table.add_row(Text(generation.prompt), *continued)
     return table
 
 
