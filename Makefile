@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	$(BIN)/expertsteer demo --output demo-output
 
 test: lint
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from expertsteer.errors import ExpertSteerError
 
-__all__ = ["replacing", "write_text"]
+__all__ = ["replacing", "require_writable", "write_text"]
 
 
 @contextmanager
@@ -33,24 +33,50 @@ def replacing(path: str | Path) -> Iterator[Path]:
         If the folder cannot be made or written.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise ExpertSteerError(f"Cannot write {path}: {error.strerror}.") from error
-    scratch = Path(name)
+    scratch = _scratch_beside(path)
     try:
         yield scratch
         # mkstemp makes files private; what replaces a normal file should be one.
         umask = os.umask(0)
         os.umask(umask)
         scratch.chmod(0o666 & ~umask)
-        if path.is_dir():
-            raise ExpertSteerError(f"Cannot write {path}: it is a folder.")
         os.replace(scratch, path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def require_writable(path: str | Path) -> None:
+    """Raise unless a file can be written, before the work whose result it will hold.
+
+    Parameters
+    ----------
+    path : str or Path
+        Its folder is made if missing; a file that is there is left as it is.
+
+    Raises
+    ------
+    ExpertSteerError
+        If the folder cannot be made or written, or the path is a folder.
+    """
+    _scratch_beside(Path(path)).unlink()
+
+
+def _scratch_beside(path: Path) -> Path:
+    if path.is_dir():
+        raise ExpertSteerError(f"Cannot write {path}: it is a folder.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    os.close(handle)
+    return Path(name)
+
+
+def _cannot_write(path: Path, error: OSError) -> ExpertSteerError:
+    return ExpertSteerError(f"Cannot write {path}: {error.strerror or error}.")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -52,7 +52,10 @@ def save_tensor_file(
         "sha256": _digest(plain, text),
     }
     with replacing(path) as scratch:
-        save_file(plain, scratch, metadata)
+        try:
+            save_file(plain, scratch, metadata)
+        except SafetensorError as error:  # how the library reports a full disk
+            raise PackError(f"Cannot write {path}: {error}.") from error
     return path
 
 

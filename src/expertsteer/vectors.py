@@ -40,7 +40,9 @@ def load_vector(path: str | Path) -> SteeringPack | torch.Tensor:
             array = np.load(path, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             raise PackError(f"Got {path}, but it is not a plain numpy array ({error}).") from error
-        return torch.from_numpy(np.asarray(array, dtype=np.float32).squeeze())
+        if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+            raise PackError(f"Got {path} of dtype {array.dtype}, but expected real numbers.")
+        return torch.from_numpy(array.astype(np.float32).squeeze())
     if path.suffix != ".safetensors":
         raise PackError(f"Got {path}, but expected a pack, a .npy or a .safetensors file.")
     try:
@@ -50,6 +52,6 @@ def load_vector(path: str | Path) -> SteeringPack | torch.Tensor:
             names = list(file.keys())
             if len(names) == 1:
                 return file.get_tensor(names[0]).float().squeeze()
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise PackError(f"Got {path}, but it is truncated or not safetensors ({error}).") from error
     raise PackError(f"Got {path} with {len(names)} tensors, but expected a pack or one vector.")

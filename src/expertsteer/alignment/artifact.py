@@ -296,9 +296,9 @@ def check_paired(expert_states: States, target_states: States) -> None:
         Saying what differs.
     """
     expert, target = expert_states.description, target_states.description
-    if len(expert_states.values) != len(target_states.values) or expert.texts != target.texts:
+    if len(expert_states.values) != len(target_states.values) or expert.corpus != target.corpus:
         raise DataError(
-            f"Got expert states of {expert.n_texts} texts ({expert.texts}) and target states of "
-            f"{target.n_texts} ({target.texts}), but expected the same texts. Collect both from "
+            f"Got expert states of {expert.n_texts} texts ({expert.corpus}) and target states of "
+            f"{target.n_texts} ({target.corpus}), but expected the same texts. Collect both from "
             "one file with the same settings."
         )

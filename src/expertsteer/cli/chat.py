@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from expertsteer.cli import options
-from expertsteer.cli.show import answer, progress, say
+from expertsteer.cli.show import answer, print_error, progress, say
 
 __all__ = ["chat"]
 
@@ -78,4 +78,4 @@ def chat(
                     answer.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
                 answer.print()
         except ExpertSteerError as error:
-            progress.print(f"[red]error:[/red] {error}", highlight=False)
+            print_error(str(error))

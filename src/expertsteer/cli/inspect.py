@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from rich.markup import escape
 from rich.table import Table
 
 from expertsteer.cli.options import Json, PlotFile
@@ -41,7 +42,7 @@ def inspect(
     if as_json:
         print_json(summary)
         return
-    answer.print(f"[bold]{path}[/bold]: {_KINDS[type(artifact).__name__]}")
+    answer.print(f"[bold]{escape(str(path))}[/bold]: {_KINDS[type(artifact).__name__]}")
     for role in ("target", "expert", "model"):
         if summary.get(role):
             answer.print(_model_table(role, summary[role]))
@@ -65,5 +66,5 @@ _KINDS = {
 def _model_table(role: str, fields: dict[str, Any]) -> Table:
     table = Table(title=role, title_justify="left", show_header=False)
     for key, value in fields.items():
-        table.add_row(key, "–" if value is None else str(value))
+        table.add_row(key, "–" if value is None else escape(str(value)))
     return table

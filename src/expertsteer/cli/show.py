@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,7 @@ __all__ = [
     "comparison_table",
     "generation_table",
     "pairs_table",
+    "print_error",
     "print_json",
     "progress",
     "say",
@@ -35,7 +37,13 @@ progress = Console(stderr=True)
 
 def say(text: str) -> None:
     """Say what is being done."""
-    progress.print(f"[dim]expertsteer:[/dim] {text}", highlight=False)
+    progress.print(f"[dim]expertsteer:[/dim] {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def print_error(message: str) -> None:
+    """Print an error as one line, whatever its message quotes."""
+    line = escape(" ".join(message.splitlines()))
+    progress.print(f"[red]error:[/red] {line}", highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -56,7 +64,8 @@ def warnings_as_messages() -> None:
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, UserWarning):
-            progress.print(f"[yellow]warning:[/yellow] {message}", highlight=False)
+            line = escape(" ".join(str(message).splitlines()))
+            progress.print(f"[yellow]warning:[/yellow] {line}", highlight=False, soft_wrap=True)
 
     warnings.showwarning = show
 

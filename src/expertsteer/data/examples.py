@@ -27,11 +27,15 @@ class RenderedText(NamedTuple):
         Index of the answer's first character; 0 where there is no prompt.
     has_special_tokens : bool
         Whether a chat template wrote them, so that the tokenizer must not.
+    content : str or None
+        The text before the chat template, the same for every model; None where there
+        is no template and ``text`` is it.
     """
 
     text: str
     answer_start: int
     has_special_tokens: bool
+    content: str | None = None
 
 
 @dataclass(frozen=True)
@@ -198,11 +202,12 @@ def _plain(prompt: str, answer: str) -> RenderedText:
 
 
 def _templated(tokenizer: Any, prompt: str, answer: str) -> RenderedText:
+    content = _plain(prompt, answer).text
     if not prompt:
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": answer}], tokenize=False, add_generation_prompt=True
         )
-        return RenderedText(text, 0, True)
+        return RenderedText(text, 0, True, content)
     answer = answer.strip()
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}],
@@ -214,4 +219,4 @@ def _templated(tokenizer: Any, prompt: str, answer: str) -> RenderedText:
             f"Got a chat template that rewrites the answer {answer[:40]!r}, so its place cannot be "
             "found. Leave the chat template off."
         )
-    return RenderedText(text[: start + len(answer)], start, True)
+    return RenderedText(text[: start + len(answer)], start, True, content)

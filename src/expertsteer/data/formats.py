@@ -76,6 +76,8 @@ def _text(row: Mapping[str, Any], field: str, place: str) -> str:
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{place}: got {field}={value!r}, but expected some text.")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise DataError(f"{place}: got {field} with half a character (a lone surrogate). Mend it.")
     return value
 
 
@@ -86,7 +88,7 @@ def _labelled(row: dict[str, Any], place: str, labels: _Labels) -> Iterator[_Exa
 
 
 def _pair(row: dict[str, Any], place: str, _: _Labels) -> Iterator[_Example]:
-    prompt = str(row.get("prompt") or "")
+    prompt = _text(row, "prompt", place) if row.get("prompt") else ""
     yield _Example(prompt, _text(row, "positive", place), 1)
     yield _Example(prompt, _text(row, "negative", place), -1)
 
@@ -99,7 +101,7 @@ def _multiple_choice(row: dict[str, Any], place: str, _: _Labels) -> Iterator[_E
         raise DataError(f"{place}: got choices={choices!r}, but expected a list of two or more.")
     texts = [str(choice) for choice in choices]
     answer = _answer_index(row["answer"], texts, place)
-    context = f"{row['context'].strip()}\n" if row.get("context") else ""
+    context = f"{_text(row, 'context', place).strip()}\n" if row.get("context") else ""
     prompt = f"{context}Question: {_text(row, 'question', place).strip()}\nAnswer:"
     for index, text in enumerate(texts):
         yield _Example(prompt, text, 1 if index == answer else -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,7 +84,7 @@ def _read_file(path: Path) -> Iterator[Row]:
 
 
 def _read_json(path: Path, text: str) -> Iterator[Row]:
-    if path.suffix == ".json" and text.lstrip().startswith("["):
+    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
         values = _parse(text, str(path))
         lines = [(f"{path}, element {n}", value) for n, value in enumerate(values, start=1)]
     else:
@@ -110,7 +111,8 @@ def _parse(text: str, place: str) -> Any:
 
 
 def _read_csv(path: Path, text: str) -> Iterator[Row]:
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    # Not splitlines(), which also breaks at characters that texts may hold, such as U+2028.
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in reader:
             if None in row or None in row.values():

@@ -21,7 +21,7 @@ from expertsteer.states.positions import TokenSpan, locate_tokens
 from expertsteer.states.saved import ShardedRows
 from expertsteer.states.states import States, StatesDescription
 
-__all__ = ["collect_states", "states_key"]
+__all__ = ["collect_states", "corpus_fingerprint", "states_key"]
 
 
 def collect_states(
@@ -89,7 +89,8 @@ def collect_states(
     dtype = torch.float32 if position == "answer_mean" else model.model.dtype
     description = StatesDescription(
         model=model.description,
-        texts=_texts_fingerprint(spans, rendered),
+        texts=_fingerprint(f"{text.answer_start}:{text.text}" for text in rendered),
+        corpus=corpus_fingerprint(rendered),
         n_texts=len(spans),
         layers=chosen,
         position=position,
@@ -134,10 +135,15 @@ def states_key(model: LanguageModel, texts: Sequence[RenderedText], position: st
     return hashlib.sha256(identity.encode()).hexdigest()[:24]
 
 
-def _texts_fingerprint(spans: Sequence[TokenSpan], texts: Sequence[RenderedText]) -> str:
+def corpus_fingerprint(texts: Sequence[RenderedText]) -> str:
+    """Return a fingerprint of texts before any chat template; 16 hexadecimal digits."""
+    return _fingerprint(text.text if text.content is None else text.content for text in texts)
+
+
+def _fingerprint(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
-        digest.update(f"{text.answer_start}:{text.text}\0".encode())
+        digest.update(f"{text}\0".encode())
     return digest.hexdigest()[:16]
 
 

@@ -23,7 +23,10 @@ class StatesDescription:
     model : ModelDescription
         The model.
     texts : str
-        Fingerprint of the texts, in order.
+        Fingerprint of the texts as the model read them, in order.
+    corpus : str
+        Fingerprint of the texts before any chat template: equal for two models that
+        read the same texts.
     n_texts : int
         Number of texts.
     layers : tuple of int
@@ -36,6 +39,7 @@ class StatesDescription:
 
     model: ModelDescription
     texts: str
+    corpus: str
     n_texts: int
     layers: tuple[int, ...]
     position: str
