@@ -11,6 +11,7 @@ import torch
 from transformers import TextIteratorStreamer
 
 from expertsteer.errors import ParameterError
+from expertsteer.generation import require_room, sampling_options
 from expertsteer.models import LanguageModel
 from expertsteer.pack import SteeringPack
 from expertsteer.steering import check_strength
@@ -54,7 +55,7 @@ class Conversation:
         self.packs = packs
         self.positions = positions
         self.max_new_tokens = max_new_tokens
-        self.temperature = temperature
+        self.sampling = sampling_options(temperature)
         self.force = force
         self.steered = True
         self.turns: list[dict[str, str]] = []
@@ -94,14 +95,19 @@ class Conversation:
         Yields
         ------
         str
+
+        Raises
+        ------
+        DataError
+            If the conversation has outgrown the context; the turn is then forgotten.
         """
         tokenizer = self.model.tokenizer
-        self.turns.append({"role": "user", "content": text})
+        turns = [*self.turns, {"role": "user", "content": text}]
         templated = tokenizer.chat_template is not None
         prompt = (
-            self.model.chat_prompt(self.turns)
+            self.model.chat_prompt(turns)
             if templated
-            else "".join(turn["content"] for turn in self.turns)
+            else "".join(turn["content"] for turn in turns)
         )
         inputs = tokenizer(
             prompt,
@@ -109,6 +115,7 @@ class Conversation:
             add_special_tokens=not templated,
             return_token_type_ids=False,
         ).to(self.model.device)
+        require_room(self.model, inputs["input_ids"].shape[1], self.max_new_tokens)
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         failure: list[BaseException] = []
         worker = threading.Thread(
@@ -122,14 +129,11 @@ class Conversation:
         worker.join()
         if failure:
             raise failure[0]
-        self.turns.append({"role": "assistant", "content": said})
+        self.turns = [*turns, {"role": "assistant", "content": said}]
 
     def _generate(
         self, inputs: Any, streamer: TextIteratorStreamer, failure: list[BaseException]
     ) -> None:
-        sampling: dict[str, Any] = {"do_sample": False}
-        if self.temperature:
-            sampling = {"do_sample": True, "temperature": self.temperature}
         try:
             with ExitStack() as stack:
                 for pack in self.packs if self.steered else ():
@@ -141,7 +145,7 @@ class Conversation:
                     **inputs,
                     max_new_tokens=self.max_new_tokens,
                     streamer=streamer,
-                    **sampling,
+                    **self.sampling,
                 )
         except BaseException as error:
             failure.append(error)

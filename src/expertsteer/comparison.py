@@ -88,6 +88,7 @@ def compare(
     alignment: Alignment | None = None,
     strength: float | None = None,
     seeds: Sequence[int] = (0, 1),
+    force: bool = False,
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> Comparison:
@@ -118,6 +119,8 @@ def compare(
     seeds : sequence of int, default=(0, 1)
         Of the random vectors, shuffled labels and paper's auto-encoders (the first seed
         alone serves the first two).
+    force : bool, default=False
+        See `SteeringPack.check_target`.
     cache_dir : Path, optional
         Where collected states are found.
     progress : bool, default=True
@@ -127,11 +130,12 @@ def compare(
     Comparison
     """
     steer = steer or ExpertSteer()
+    target_model = load_model(target)
+    pack.check_target(target_model, force=force)
     examples = data.for_fitting()
     corpus = examples if alignment_text is None else alignment_text
     common: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
     expert_states, expert_paired = steer.collect(expert, examples, corpus, **common)
-    target_model = load_model(target)
     target_states = steer.collect(target_model, examples, **common)[0]
     layers = [(pair.expert_layer, pair.target_layer) for pair in pack.pairs]
 
@@ -165,19 +169,19 @@ def compare(
     reference = own(MeanDifference())
     methods: list[tuple[str, Callable[[], dict[int, Any]]]] = [
         ("random vector", random),
-        ("target's own RFM, shuffled labels", lambda: own(rfm, shuffled)),
-        ("target's own mean difference (CAA)", lambda: reference),
-        ("target's own RFM", lambda: own(rfm)),
+        ("target RFM, shuffled labels", lambda: own(rfm, shuffled)),
+        ("target mean difference (CAA)", lambda: reference),
+        ("target RFM", lambda: own(rfm)),
     ]
     for seed in seeds:
         paper = ExpertSteer.paper(seed=seed)
         methods.append(
             (
-                f"ExpertSteer, paper's auto-encoder, seed {seed}",
+                f"paper's auto-encoder, seed {seed}",
                 lambda paper=paper: encoded(paper.aligner, rfm, steer.bandwidths),
             )
         )
-    methods.append((f"ExpertSteer, {type(steer.aligner).__name__}", lambda: pack.vectors))
+    methods.append(("ExpertSteer", lambda: pack.vectors))
     if alignment is None and plain_text is not None:
         plain_expert = steer.collect(expert, plain_text, **common)[0]
         plain_target = steer.collect(target_model, plain_text, **common)[0]
@@ -192,7 +196,7 @@ def compare(
                 vectors[j] = carried.encode_direction(i, j, finder.direction_)
             return vectors
 
-        methods.append(("ExpertSteer, transferred, plain text only", transferred))
+        methods.append(("transferred, plain text only", transferred))
 
     value = pack.strength if strength is None else strength
     unsteered = word_log_odds(target_model, words)
@@ -204,7 +208,7 @@ def compare(
     for name, make in tqdm(methods, desc="comparison", delay=1, disable=not progress):
         vectors = {j: torch.as_tensor(v).float() for j, v in make().items()}
         candidate = dataclasses.replace(pack, vectors=vectors, encoders={})
-        with candidate.apply(target_model, value):
+        with candidate.apply(target_model, value, force=force):
             change = (word_log_odds(target_model, words) - unsteered).numpy()
             damaged = perplexity(target_model, words.plain_sentences)
         cosine = float(

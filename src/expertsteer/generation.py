@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from expertsteer.errors import DataError
+from expertsteer.errors import DataError, ParameterError
 from expertsteer.models import LanguageModel
 from expertsteer.pack import SteeringPack
 
-__all__ = ["Generation", "generate_side_by_side"]
+__all__ = ["Generation", "generate_side_by_side", "require_room", "sampling_options"]
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,22 @@ def generate_side_by_side(
     -------
     list of Generation
         One a prompt.
+
+    Raises
+    ------
+    DataError
+        If there is no prompt, an empty one, or one that the context cannot take.
+    ParameterError
+        On a temperature or repetition penalty out of range.
     """
-    if not prompts:
-        raise DataError("Got no prompts, but expected at least one.")
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise DataError("Got no prompt or an empty one, but expected some text in each.")
+    options = sampling_options(temperature)
+    if not (math.isfinite(repetition_penalty) and repetition_penalty > 0):
+        raise ParameterError(
+            f"Got repetition_penalty={repetition_penalty}, but expected a positive finite number."
+        )
+    options["repetition_penalty"] = repetition_penalty
     texts = [
         model.chat_prompt([{"role": "user", "content": prompt}]) if chat_template else prompt
         for prompt in prompts
@@ -89,7 +104,7 @@ def generate_side_by_side(
             for pack in packs if strength else ():
                 stack.enter_context(pack.apply(model, strength, positions, force=force))
             continued[strength] = _continue(
-                model, texts, max_new_tokens, temperature, repetition_penalty, chat_template, seed
+                model, texts, max_new_tokens, options, chat_template, seed
             )
     return [
         Generation(prompt, {strength: texts[row] for strength, texts in continued.items()})
@@ -97,13 +112,44 @@ def generate_side_by_side(
     ]
 
 
+def sampling_options(temperature: float) -> dict[str, Any]:
+    """Return what ``generate`` takes for a temperature; 0 is greedy.
+
+    Raises
+    ------
+    ParameterError
+        If it is negative or not finite.
+    """
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ParameterError(
+            f"Got temperature={temperature}, but expected a finite number from 0 up."
+        )
+    if temperature == 0:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature}
+
+
+def require_room(model: LanguageModel, n_tokens: int, max_new_tokens: int) -> None:
+    """Raise unless a prompt and its continuation fit into the model's context.
+
+    Raises
+    ------
+    DataError
+        Saying how long both are.
+    """
+    if n_tokens + max_new_tokens > model.context_length:
+        raise DataError(
+            f"Got {n_tokens} tokens of text and max_new_tokens={max_new_tokens}, but the context "
+            f"of {model.name} holds {model.context_length}. Shorten one of them."
+        )
+
+
 @torch.inference_mode()
 def _continue(
     model: LanguageModel,
     texts: Sequence[str],
     max_new_tokens: int,
-    temperature: float,
-    repetition_penalty: float,
+    options: dict[str, Any],
     has_special_tokens: bool,
     seed: int,
 ) -> list[str]:
@@ -117,12 +163,7 @@ def _continue(
         add_special_tokens=not has_special_tokens,
         return_token_type_ids=False,
     ).to(model.device)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
-    output = model.generate(
-        **inputs,
-        max_new_tokens=max_new_tokens,
-        repetition_penalty=repetition_penalty,
-        **(sampling or {"do_sample": False}),
-    )
+    require_room(model, inputs["input_ids"].shape[1], max_new_tokens)
+    output = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
     new = output[:, inputs["input_ids"].shape[1] :]
     return model.tokenizer.batch_decode(new, skip_special_tokens=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +25,13 @@ from expertsteer.directions import (
     search_bandwidth,
 )
 from expertsteer.errors import DataError, PackError, ParameterError
-from expertsteer.evaluation.preference import choose_by_preference
+from expertsteer.evaluation.preference import choose_by_preference, require_model
 from expertsteer.models import LanguageModel, ModelSource, explain_mismatch, load_model
 from expertsteer.pack import DEFAULT_STRENGTH, LayerPair, SteeringPack
 from expertsteer.pairing import mutual_information_table, same_depth_pairs, select_pairs
 from expertsteer.provenance import describe_settings, package_versions
-from expertsteer.states import States, collect_states, states_key
+from expertsteer.states import States, collect_states, corpus_fingerprint, states_key
+from expertsteer.steering import check_strength
 
 __all__ = ["ExpertSteer", "ModelOrStates", "fit_alignment", "fit_direction", "render_corpus"]
 
@@ -49,8 +51,9 @@ class ExpertSteer:
         Step 2: how mutual information is estimated.
     strategy : {"validated", "lowest_mi", "highest_mi", "same_depth", "explicit"}
         Step 2: how layer pairs are chosen from the table; see `select_pairs`.
-        "validated" takes a short list by lowest mutual information and keeps the pairs
-        whose vectors move the target's preference on the validation split most.
+        "validated" takes a short list by highest mutual information and keeps the pairs
+        whose vectors move the target's preference on the validation split most;
+        "lowest_mi" is the paper's.
     n_pairs : int
         Step 2: how many pairs; "explicit" uses all of ``pairs``.
     pairs : tuple of (int, int), optional
@@ -153,6 +156,12 @@ class ExpertSteer:
         """
         examples = data.for_fitting()
         examples.require_both_classes()
+        self._check_settings()
+        if alignment is not None and alignment_text is not None:
+            raise ParameterError("Got both alignment and alignment_text, but expected one of them.")
+        if self.strategy == "validated":
+            require_model(target)
+            examples.require_both_classes("validation", min_rows=1)
         paired_texts = examples if alignment_text is None else alignment_text
 
         # Steps 1 and 2: which layers, and an encoder for each pair of them.
@@ -248,11 +257,7 @@ class ExpertSteer:
                     "Got collected states and alignment_text, but expected a model: states on "
                     "another text cannot be collected from states."
                 )
-            if source.description.n_texts != len(corpora[0]):
-                raise DataError(
-                    f"Got states of {source.description.n_texts} texts, but the train and "
-                    f"validation splits hold {len(corpora[0])}. Collect them from the same file."
-                )
+            self._check_states(source, corpora[0])
             return [source] * len(corpora)
         model = load_model(source)
         states: dict[int, States] = {}
@@ -266,6 +271,39 @@ class ExpertSteer:
             )
         return [states[id(corpus)] for corpus in corpora]
 
+    def _check_settings(self) -> None:
+        """Raise on settings that would otherwise fail after minutes of collecting."""
+        check_strength(self.strength)
+        if (self.strategy == "explicit") != (self.pairs is not None):
+            raise ParameterError(
+                f"Got strategy={self.strategy!r} {'with' if self.pairs else 'without'} pairs, but "
+                "expected pairs with strategy='explicit' and only there."
+            )
+        for bandwidth in self.bandwidths:
+            if not (math.isfinite(bandwidth) and bandwidth > 0):
+                raise ParameterError(
+                    f"Got bandwidth={bandwidth}, but expected a positive finite number."
+                )
+
+    def _check_states(self, states: States, corpus: LabelledExamples | Sequence[str]) -> None:
+        found = states.description
+        if found.corpus != corpus_fingerprint(render_corpus(corpus)):
+            raise DataError(
+                f"Got states of {found.n_texts} texts ({found.corpus}), but expected those of the "
+                f"{len(corpus)} texts given (train and validation splits). Collect them from the "
+                "same file with the same seed."
+            )
+        if found.position != self.position:
+            raise ParameterError(
+                f"Got states collected at position={found.position!r}, but this method reads "
+                f"position={self.position!r}. Choose the same."
+            )
+        if found.layers != tuple(range(found.model.n_layers)):
+            raise DataError(
+                f"Got states of {len(found.layers)} of the {found.model.n_layers} layers of "
+                f"{found.model.name}, but expected all of them. Collect the others too."
+            )
+
     def _candidate_pairs(
         self, table: torch.Tensor, n_targets: int | None = None
     ) -> list[tuple[int, int]]:
@@ -273,7 +311,9 @@ class ExpertSteer:
             return select_pairs(table, self.strategy, self.n_pairs, self.pairs)
         most = table.shape[1] if n_targets is None else n_targets
         n_candidates = max(self.n_pairs, min(self.n_pairs * _CANDIDATES_A_PAIR, most))
-        return select_pairs(table, "lowest_mi", n_candidates)
+        # Each target layer with the expert layer that knows most about it: the layers of
+        # lowest information are those where the expert has read nothing yet.
+        return select_pairs(table, "highest_mi", n_candidates)
 
     def _pairs_of(self, alignment: Alignment, expert_states: States) -> list[LayerPair]:
         difference = explain_mismatch(alignment.expert, expert_states.description.model)
@@ -285,7 +325,8 @@ class ExpertSteer:
         known = {(pair.expert_layer, pair.target_layer): pair for pair in alignment.pairs}
         # Pairs without an encoder are put where the strategy looks last.
         information = alignment.mutual_information
-        last = information.min() - 1 if self.strategy == "highest_mi" else information.max() + 1
+        lowest_first = self.strategy == "lowest_mi"
+        last = information.max() + 1 if lowest_first else information.min() - 1
         table = torch.full_like(information, float(last))
         for i, j in known:
             table[i, j] = information[i, j]
@@ -319,11 +360,16 @@ class ExpertSteer:
 
 
 def render_corpus(
-    corpus: LabelledExamples | Sequence[str], model: LanguageModel, chat_template: bool
+    corpus: LabelledExamples | Sequence[str],
+    model: LanguageModel | None = None,
+    chat_template: bool = False,
 ) -> list[RenderedText]:
-    """Return labelled examples or plain texts as one model reads them."""
+    """Return labelled examples or plain texts as one model reads them.
+
+    Only a chat template needs the model; plain texts are never put into one.
+    """
     if isinstance(corpus, LabelledExamples):
-        return render(corpus, model.tokenizer, chat_template)
+        return render(corpus, model.tokenizer if model else None, chat_template)
     return [RenderedText(text, 0, False) for text in corpus]
 
 

@@ -14,7 +14,21 @@ from expertsteer.errors import ParameterError
 from expertsteer.files import replacing
 from expertsteer.pack import LayerPair
 
-__all__ = ["plot_information"]
+__all__ = ["picture_kind", "plot_information"]
+
+
+def picture_kind(path: str | Path) -> str:
+    """Return the kind of picture that a file name asks for.
+
+    Raises
+    ------
+    ParameterError
+        Unless it is ``.png``, ``.svg`` or ``.pdf``.
+    """
+    kind = Path(path).suffix.lstrip(".").lower()
+    if kind not in ("png", "svg", "pdf"):
+        raise ParameterError(f"Got the picture {path}, but expected .png, .svg or .pdf.")
+    return kind
 
 
 def plot_information(
@@ -52,9 +66,7 @@ def plot_information(
         On another kind of picture.
     """
     path = Path(path)
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in ("png", "svg", "pdf"):
-        raise ParameterError(f"Got the picture {path}, but expected .png, .svg or .pdf.")
+    kind = picture_kind(path)
     values = np.asarray(table)
     n_expert, n_target = values.shape
     figure = Figure(figsize=(1.8 + 0.32 * n_target, 1.6 + 0.22 * n_expert), layout="constrained")

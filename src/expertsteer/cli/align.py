@@ -18,9 +18,7 @@ def align(
     context: typer.Context,
     target: options.TargetModel,
     expert: options.ExpertModel,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The alignment to write (.safetensors).")
-    ] = Path("alignment.safetensors"),
+    output: options.OutputFile = Path("alignment.safetensors"),
     text: options.TextFile = None,
     n_beginnings: options.NumberOfBeginnings = 1500,
     aligner: method.AlignerChoice = method.AlignerName.ridge,

@@ -33,9 +33,7 @@ def compare(
         Path | None,
         typer.Option("--pack", "-p", help="A pack fitted before; default: fit one now."),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write the rows as JSON.")
-    ] = None,
+    output: options.OptionalOutputFile = None,
     text: options.TextFile = None,
     n_beginnings: options.NumberOfBeginnings = 1500,
     columns: options.ColumnOption = None,
@@ -114,7 +112,6 @@ def compare(
     if known is None:
         say(f"fitting on {examples.describe_splits()} texts")
         known = steer.fit(target_model, expert_model, examples, cache_dir=folder)
-    known.check_target(target_model, force=force)
     comparison = compare_methods(
         target_model,
         expert_model,
@@ -125,6 +122,7 @@ def compare(
         plain_text=options.beginnings(text, n_beginnings, seed),
         strength=strength,
         seeds=(seed, seed + 1),
+        force=force,
         cache_dir=folder,
     )
     if output:

@@ -17,9 +17,7 @@ __all__ = ["fit"]
 def fit(
     context: typer.Context,
     data: options.DataFile,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The pack to write (.safetensors).")
-    ] = Path("pack.safetensors"),
+    output: options.OutputFile = Path("pack.safetensors"),
     target: options.OptionalTarget = None,
     expert: options.OptionalExpert = None,
     target_states: Annotated[
@@ -107,7 +105,11 @@ def fit(
     )
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)
     known_alignment = Alignment.load(alignment) if alignment else None
-    say(f"{len(examples)} labelled texts from {data}: {examples.describe_splits()}")
+    left_out = f"; {examples.n_left_out} rows of other labels left out"
+    say(
+        f"{len(examples)} labelled texts from {data}: {examples.describe_splits()}"
+        f"{left_out if examples.n_left_out else ''}"
+    )
     pack = steer.fit(
         loading.model_or_states("target", target, target_revision, target_states, known_alignment),
         loading.model_or_states("expert", expert, expert_revision, expert_states),

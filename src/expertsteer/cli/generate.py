@@ -51,6 +51,7 @@ def generate(
     Example: expertsteer generate -t gemma-3-270m -p happy.safetensors -s 0.05 -s 0.1 "Today I"
     """
     from expertsteer.data import load_plain_lines
+    from expertsteer.errors import ParameterError
     from expertsteer.generation import generate_side_by_side
     from expertsteer.models import load_model
     from expertsteer.pack import SteeringPack
@@ -63,6 +64,10 @@ def generate(
         texts = [line.strip() for line in sys.stdin if line.strip()]
     if prompt_file:
         texts += load_plain_lines(prompt_file)
+    if not texts:
+        raise ParameterError(
+            "Got no prompts, but expected some, or a file of them (--prompt-file)."
+        )
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)
     model = load_model(loading.source(target, target_revision))
     for pack in loaded:

@@ -7,7 +7,6 @@ from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from expertsteer.errors import ParameterError
 
@@ -90,7 +89,7 @@ Strategy = Annotated[
     ),
 ]
 NumberOfPairs = Annotated[
-    int, typer.Option(help="Step 2: how many layer pairs.", rich_help_panel=_METHOD)
+    int, typer.Option(help="Step 2: how many layer pairs.", min=1, rich_help_panel=_METHOD)
 ]
 LayerPairs = Annotated[
     list[str] | None,
@@ -225,5 +224,24 @@ def _build(kind: type[Any], options: list[str] | None, defaults: dict[str, Any])
                 f"Got the option {option!r}, but {kind.__name__} takes NAME=VALUE with "
                 f"{', '.join(known) or 'no options'}."
             )
-        values[name] = yaml.safe_load(value)
-    return kind(**values)
+        try:
+            values[name] = _parse(value, known[name])
+        except (ValueError, KeyError) as error:
+            raise ParameterError(
+                f"Got the option {option!r}, but expected a value like that of "
+                f"{name}={known[name]!r}."
+            ) from error
+    made = kind(**values)
+    made._check_parameters()  # now, not after minutes of collecting states
+    return made
+
+
+def _parse(text: str, default: object) -> object:
+    """Read an option's value as the type of its default; None stands for an unset number."""
+    if isinstance(default, str):
+        return text
+    if isinstance(default, bool):
+        return {"true": True, "false": False}[text.lower()]
+    if default is None and text.lower() == "none":
+        return None
+    return int(text) if isinstance(default, int) or text.isdigit() else float(text)

@@ -182,9 +182,40 @@ SteeredPositions = Annotated[
 ]
 
 
+def _check_output(path: Path | None) -> Path | None:
+    """Refuse what cannot be written before the work begins, not after it."""
+    if path is not None:
+        from expertsteer.files import require_writable
+
+        require_writable(path)
+    return path
+
+
+def _check_picture(path: Path | None) -> Path | None:
+    if path is not None:
+        from expertsteer.plots import picture_kind
+
+        picture_kind(path)
+    return _check_output(path)
+
+
+OutputFile = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", help="The file to write (.safetensors).", callback=_check_output
+    ),
+]
+OptionalOutputFile = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Also write the rows as JSON.", callback=_check_output),
+]
 PlotFile = Annotated[
     Path | None,
-    typer.Option("--plot", help="Write a picture of the mutual information table (.png, .svg)."),
+    typer.Option(
+        "--plot",
+        help="Write a picture of the mutual information table (.png, .svg).",
+        callback=_check_picture,
+    ),
 ]
 
 

@@ -104,7 +104,7 @@ def comparison_table(comparison: Comparison) -> Table:
     )
     table.add_column("vector", no_wrap=True)
     for name in ("cosine", "effect", "95 % interval", "perplexity"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in comparison.rows:
         low, high = row.effect_interval
         unsteered = row.cosine is None

@@ -26,9 +26,7 @@ def transfer(
     alignment: Annotated[
         Path, typer.Option("--alignment", "-a", help="The alignment to carry it with.")
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The pack to write (.safetensors).")
-    ] = Path("transferred.safetensors"),
+    output: options.OutputFile = Path("transferred.safetensors"),
     layer: Annotated[
         int | None,
         typer.Option(help="The expert's block a plain vector belongs to (0-based)."),

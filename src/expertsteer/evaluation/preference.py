@@ -14,7 +14,7 @@ from expertsteer.evaluation.scoring import mean_log_likelihoods
 from expertsteer.models import LanguageModel, ModelSource, load_model
 from expertsteer.pack import SteeringPack
 
-__all__ = ["check_preference", "choose_by_preference", "preference_gap"]
+__all__ = ["choose_by_preference", "preference_gap", "require_model"]
 
 
 def preference_gap(model: LanguageModel, examples: LabelledExamples, chat_template: bool) -> float:
@@ -40,31 +40,17 @@ def preference_gap(model: LanguageModel, examples: LabelledExamples, chat_templa
     """
     scores = mean_log_likelihoods(model, render(examples, model.tokenizer, chat_template))
     positive = torch.from_numpy(examples.labels > 0)
-    return float(scores[positive].mean() - scores[~positive].mean())
+    # A text of one token has no token to predict, and counts on neither side.
+    return float(scores[positive].nanmean() - scores[~positive].nanmean())
 
 
-def check_preference(target: Any, validation: LabelledExamples) -> None:
-    """Raise unless layers can be chosen by preference, before any work is done for it.
-
-    Parameters
-    ----------
-    target : LanguageModel, ModelSource, str or Path
-    validation : LabelledExamples
-        With rows of both classes in the validation split.
-
-    Raises
-    ------
-    ParameterError
-        If the target is given as states.
-    DataError
-        If the validation split lacks a class.
-    """
+def require_model(target: Any) -> None:
+    """Raise ParameterError if a target that has to run is given as collected states."""
     if not isinstance(target, LanguageModel | ModelSource | str | Path):
         raise ParameterError(
             "Got the target as collected states with strategy='validated', which steers the "
             "target to choose layers. Pass the model, or choose strategy='lowest_mi'."
         )
-    validation.require_both_classes("validation", min_rows=1)
 
 
 def choose_by_preference(
@@ -98,10 +84,10 @@ def choose_by_preference(
 
     Raises
     ------
-    ParameterError, DataError
-        See `check_preference`.
+    ParameterError
+        If the target is given as states.
     """
-    check_preference(target, validation)
+    require_model(target)
     model = load_model(target)
     unsteered = preference_gap(model, validation, chat_template)
     gains = {}

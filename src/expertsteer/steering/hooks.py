@@ -8,7 +8,7 @@ import math
 import sys
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -132,12 +132,18 @@ class Steering:
         self, _block: nn.Module, _inputs: Any, output: Any, *, vector: _Placed
     ) -> torch.Tensor | tuple[Any, ...]:
         hidden = block_output(output)
-        steered = hidden + vector.near(hidden)
+        added = vector.near(hidden)
         if self._tracker is not None:
-            # where(), not a product: an unsteered token keeps its exact bits.
+            # Adding -0.0 keeps every bit of an unsteered token, and a sum, unlike a choice
+            # between two tensors, leaves nothing for a backward pass to recompute.
             mask = self._tracker.mask(self.positions, hidden)
-            steered = torch.where(mask[..., None], steered, hidden)
+            added = torch.where(mask[..., None], added, -0.0)
+        steered = hidden + added
         return (steered, *output[1:]) if isinstance(output, tuple) else steered
+
+
+# Under which names decoders take what they remember of earlier passes.
+_CACHES = ("past_key_values", "cache_params")
 
 
 class _Placed:
@@ -163,10 +169,17 @@ class _Watch:
             self._before_pass, with_kwargs=True
         )
         self.model = model
-        # An instance attribute shadows the method and leaves the class alone.
-        self.generate = model.generate
         self.shadowed = vars(model).get("generate")
-        model.generate = functools.wraps(model.generate)(self._generate)
+        self.generate = getattr(model, "generate", None)
+        if self.generate is None:  # a classifier on a decoder, for example
+            return
+
+        @functools.wraps(self.generate)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            return self._generate(*args, **kwargs)
+
+        # An instance attribute shadows the method and leaves the class alone.
+        model.generate = generate
 
     def _before_pass(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -179,7 +192,7 @@ class _Watch:
         assert inputs is not None  # a decoder that got neither has raised by itself
         self.tracker.begin_pass(
             inputs.shape[1],
-            kwargs.get("past_key_values"),
+            next((kwargs[name] for name in _CACHES if kwargs.get(name) is not None), None),
             kwargs.get("attention_mask"),
             inputs.device,
         )
@@ -191,15 +204,20 @@ class _Watch:
         if inputs is None and args:
             inputs = args[0]
         # Without any input, generate starts from the beginning-of-text token.
-        self.tracker.begin_generation(inputs.shape[1] if inputs is not None else 1)
+        length = inputs.shape[1] if inputs is not None else 1
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, torch.Tensor) and mask.ndim == 2:
+            # Where a cache is continued with the new tokens alone, the mask tells of all.
+            length = max(length, mask.shape[1])
+        self.tracker.begin_generation(length)
         try:
-            return self.generate(*args, **kwargs)
+            return cast(Any, self.generate)(*args, **kwargs)
         finally:
             self.tracker.end_generation()
 
     def remove(self) -> None:
         self.handle.remove()
-        del self.model.generate
+        vars(self.model).pop("generate", None)
         if self.shadowed is not None:
             self.model.generate = self.shadowed
 

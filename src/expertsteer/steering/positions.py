@@ -36,19 +36,25 @@ class PositionTracker:
         self.index: torch.Tensor | None = None
         self.prompt_length: Any = None
         self.attention_mask: torch.Tensor | None = None
-        self.generating = False
+        self.generations = 0
         # Outside of generate, a cache is what tells one sequence from another.
         self._prompt_of: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        # How many tokens went into caches that do not count them.
+        self._tokens_in: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def begin_generation(self, prompt_length: int) -> None:
         """Note that `generate` runs on a prompt of this padded length."""
-        self.prompt_length = prompt_length
-        self.generating = True
+        # A model that drafts for itself runs generate within generate; the prompt stays
+        # that of the outer call.
+        if self.generations == 0:
+            self.prompt_length = prompt_length
+        self.generations += 1
 
     def end_generation(self) -> None:
         """Note that `generate` returned."""
-        self.prompt_length = None
-        self.generating = False
+        self.generations -= 1
+        if self.generations == 0:
+            self.prompt_length = None
 
     def begin_pass(
         self,
@@ -70,12 +76,12 @@ class PositionTracker:
         device : torch.device
             Where the masks are made.
         """
-        past = cache.get_seq_length() if cache is not None else 0
+        past = self._length_of(cache, n_tokens)
         # A static cache counts in a tensor that grows while the pass runs: add it now.
         self.index = torch.arange(n_tokens, device=device) + past
         two_dimensional = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
         self.attention_mask = attention_mask if two_dimensional else None
-        if self.generating:
+        if self.generations:
             return
         if int(past) == 0:
             self.prompt_length = n_tokens
@@ -84,6 +90,22 @@ class PositionTracker:
             self.prompt_length = self._prompt_of.get(cache, int(past))
         if cache is not None:
             self._prompt_of[cache] = self.prompt_length
+
+    def _length_of(self, cache: Any, n_tokens: int) -> Any:
+        """Return how many tokens a cache holds before this pass adds its own."""
+        if cache is None:
+            return 0
+        try:
+            return cache.get_seq_length()
+        except (AttributeError, ValueError):
+            pass
+        # A recurrent state has no length, so count. One that was filled out of sight
+        # counts as one token: what matters is that it is not empty.
+        past = self._tokens_in.get(cache)
+        if past is None:
+            past = int(cache.has_previous_state())
+        self._tokens_in[cache] = past + n_tokens
+        return past
 
     def mask(self, positions: str, hidden: torch.Tensor) -> torch.Tensor:
         """Return which of the running pass's tokens are steered.
@@ -108,7 +130,8 @@ class PositionTracker:
         if positions == "generated":
             return index >= self.prompt_length
         last = self.prompt_length - 1
-        if self.attention_mask is None:
+        if self.attention_mask is None or self.attention_mask.shape[1] < self.prompt_length:
+            # Without padding, or a prompt that comes in chunks.
             return index >= last
         # Right padding: the prompt's last real token comes before its last position.
         mask = self.attention_mask.to(hidden.device)
