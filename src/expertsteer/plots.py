@@ -10,11 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from expertsteer.arrays import Array
+from expertsteer.comparison import Comparison
 from expertsteer.errors import ParameterError
 from expertsteer.files import replacing
 from expertsteer.pack import LayerPair
 
-__all__ = ["picture_kind", "plot_information"]
+__all__ = ["picture_kind", "plot_comparison", "plot_information"]
 
 
 def picture_kind(path: str | Path) -> str:
@@ -93,6 +94,58 @@ def plot_information(
     axes.set_yticks(range(0, n_expert, max(1, n_expert // 12)))
     if pairs or candidates:
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, format=kind, dpi=150)
+    return path
+
+
+def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
+    """Draw what every vector does, and at what price.
+
+    Parameters
+    ----------
+    comparison : Comparison
+    path : str or Path
+        ``.png``, ``.svg`` or ``.pdf``.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    ParameterError
+        On another kind of picture.
+    """
+    path = Path(path)
+    kind = picture_kind(path)
+    rows = comparison.rows[::-1]
+    places = np.arange(len(rows))
+    effects = np.array([row.effect for row in rows])
+    intervals = np.array([row.effect_interval for row in rows])
+    figure = Figure(figsize=(9.5, 0.9 + 0.42 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.4, 1))
+    colours = ["tab:red" if row.method == "ExpertSteer" else "tab:gray" for row in rows]
+    left.barh(places, effects, color=colours, height=0.62)
+    left.errorbar(
+        effects,
+        places,
+        xerr=np.abs(intervals.T - effects),
+        fmt="none",
+        ecolor="black",
+        elinewidth=1.2,
+        capsize=3,
+    )
+    left.axvline(0, color="black", linewidth=0.8)
+    left.set_yticks(places, [row.method for row in rows])
+    left.set_xlabel("effect: change of log-odds (nats, 95 % interval)")
+    right.scatter([row.perplexity for row in rows], places, color=colours, s=45)
+    right.axvline(rows[-1].perplexity, color="black", linewidth=0.8, linestyle=":")
+    right.set_xscale("log")
+    right.set_xlabel("damage: perplexity of plain sentences (log scale)")
+    right.grid(axis="x", which="both", alpha=0.25)
     with replacing(path) as scratch:
         figure.savefig(scratch, format=kind, dpi=150)
     return path

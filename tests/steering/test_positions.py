@@ -171,12 +171,12 @@ def test_a_cache_filled_before_attaching_is_a_prompt():
     model, ids = tiny_model("llama"), random_ids(1, 8)
     with torch.no_grad():
         caches = [model(ids[:, :6]).past_key_values for _ in range(2)]
-        with BlockOutputs(find_blocks(model)) as seen:
+        with BlockOutputs(find_blocks(model)) as plain:
             model(ids[:, 6:], past_key_values=caches[0])
-            with Steering(model, {LAYER: VECTOR}, "generated"):
+        with Steering(model, {LAYER: VECTOR}, "generated"):
+            with BlockOutputs(find_blocks(model)) as seen:
                 model(ids[:, 6:], past_key_values=caches[1])
-    plain, steered = (one[LAYER] for one in seen.passes)
-    assert torch.equal(steered, plain + VECTOR)
+    assert torch.equal(seen.passes[0][LAYER], plain.passes[0][LAYER] + VECTOR)
 
 
 def test_the_state_after_generate_is_forgotten():

@@ -61,6 +61,9 @@ def compare(
     trust_remote_code: options.TrustRemoteCode = False,
     cache_dir: options.CacheDir = None,
     no_cache: options.NoCache = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Also draw the rows (.png, .svg or .pdf).")
+    ] = None,
     force: options.Force = False,
     seed: options.Seed = 0,
     as_json: options.Json = False,
@@ -128,6 +131,10 @@ def compare(
     if output:
         write_text(output, json.dumps(comparison.to_dict(), indent=2))
         write_config(context, output)
+    if plot:
+        from expertsteer.plots import plot_comparison
+
+        plot_comparison(comparison, plot)
     if as_json:
         print_json(comparison.to_dict())
     else:

@@ -45,7 +45,7 @@ def demo(
     from expertsteer.generation import generate_side_by_side
     from expertsteer.models import ModelSource, load_model
     from expertsteer.pipeline import ExpertSteer
-    from expertsteer.plots import plot_information
+    from expertsteer.plots import plot_comparison, plot_information
 
     begun = time.monotonic()
     examples = load_examples(shipped_file("sentiment.jsonl"))
@@ -97,5 +97,6 @@ def demo(
     )
     answer.print(comparison_table(comparison))
     write_text(output / "comparison.json", json.dumps(comparison.to_dict(), indent=2))
-    say(f"pack: {path}; picture of the MI table: {picture}; rows: {output / 'comparison.json'}")
+    chart = plot_comparison(comparison, output / "comparison.png")
+    say(f"pack: {path}; pictures: {picture} and {chart}; rows: {output / 'comparison.json'}")
     say(f"done in {time.monotonic() - begun:.0f} s")

@@ -244,4 +244,5 @@ def _parse(text: str, default: object) -> object:
         return {"true": True, "false": False}[text.lower()]
     if default is None and text.lower() == "none":
         return None
-    return int(text) if isinstance(default, int) or text.isdigit() else float(text)
+    whole = isinstance(default, int) or (default is None and text.isdigit())
+    return int(text) if whole else float(text)

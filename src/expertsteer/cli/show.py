@@ -72,8 +72,14 @@ def warnings_as_messages() -> None:
 
 def pairs_table(pairs: Sequence[LayerPair], norms: dict[int, float] | None = None) -> Table:
     """Return a table of layer pairs and their measurements."""
-    table = Table(title="Layer pairs", title_justify="left")
-    names = ["expert layer", "target layer", "MI (nats)", "held-out R²", "reconstruction", "AUC"]
+    table = Table(
+        title="Layer pairs",
+        title_justify="left",
+        caption="R² and reconstruction error of the encoder on held-out texts, AUC of the "
+        "direction on validation texts",
+        caption_justify="left",
+    )
+    names = ["expert", "target", "MI (nats)", "R²", "recon. error", "AUC"]
     for name in [*names, "mean norm"] if norms else names:
         table.add_column(name, justify="right")
     for pair in pairs:

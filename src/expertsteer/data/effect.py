@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import json
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import yaml
@@ -26,18 +27,18 @@ class EffectWords:
     plain_sentences : list of str
         Sentences that have nothing to do with it; perplexity is measured on them.
     generation_prompts : list of str
-        Neutral beginnings to continue, for people to read.
+        Neutral beginnings to continue, for people to read; may be left out.
     """
 
     prompts: list[str]
     positive_words: list[str]
     negative_words: list[str]
     plain_sentences: list[str]
-    generation_prompts: list[str]
+    generation_prompts: list[str] = field(default_factory=list)
 
     @classmethod
     def load(cls, path: str | Path) -> EffectWords:
-        """Read a JSON or YAML file with these five lists.
+        """Read a JSON (``.json``) or YAML file with these lists.
 
         Raises
         ------
@@ -45,15 +46,20 @@ class EffectWords:
             If the file is missing or unreadable, a list is missing or empty, or a word
             stands on both sides.
         """
+        # JSON is nearly YAML: not its tabs, nor its escapes of characters such as emojis.
+        parse = json.loads if Path(path).suffix.lower() == ".json" else yaml.safe_load
+        text = read_text(path)
         try:
-            values = yaml.safe_load(read_text(path))  # JSON is YAML
-        except yaml.YAMLError as error:
+            values = parse(text)
+        except (json.JSONDecodeError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise DataError(f"Got {path}, but it is neither JSON nor YAML: {reason}") from error
-        names = [field.name for field in fields(cls)]
+        names = [entry.name for entry in fields(cls)]
         if not isinstance(values, dict) or set(values) - set(names):
             raise DataError(f"Got {path}, but expected the lists {', '.join(names)}.")
         for name in names:
+            if name == "generation_prompts" and name not in values:
+                continue
             items = values.get(name)
             if (
                 not isinstance(items, list)

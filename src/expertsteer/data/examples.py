@@ -16,6 +16,10 @@ __all__ = ["SPLITS", "LabelledExamples", "RenderedText", "render"]
 
 SPLITS = ("train", "validation", "test")
 
+# Stands in for an answer to find its place in a template; of Unicode's private use area,
+# so neither a template's own marks nor, in practice, a text contains it.
+_PLACEHOLDER = "\ue0a5\ue0a6\ue0a5"
+
 
 class RenderedText(NamedTuple):
     """A text as one model reads it.
@@ -62,7 +66,8 @@ class LabelledExamples:
     Raises
     ------
     DataError
-        If there are none, lengths differ, or a label is neither +1 nor -1.
+        If there are none, lengths differ, a label is neither +1 nor -1, a split has
+        another name, or a group is in two splits.
     """
 
     prompts: tuple[str, ...]
@@ -80,8 +85,26 @@ class LabelledExamples:
         for name in ("prompts", "labels", "splits", "groups"):
             if len(getattr(self, name)) != n:
                 raise DataError(f"Got {len(getattr(self, name))} {name} for {n} answers.")
-        if not np.isin(self.labels, (-1, 1)).all():
+        labels = np.asarray(self.labels)
+        if labels.ndim != 1 or not np.isin(labels, (-1, 1)).all():
             raise DataError("Got labels other than +1 and -1 in LabelledExamples.")
+        object.__setattr__(self, "labels", labels.astype(np.int8))
+        self._check_splits()
+
+    def _check_splits(self) -> None:
+        unknown = sorted(set(self.splits) - set(SPLITS))
+        if unknown:
+            raise DataError(
+                f"Got the split {unknown[0]!r} in {self.source}, but expected one of "
+                f"{', '.join(SPLITS)}."
+            )
+        split_of: dict[str, str] = {}
+        for group, split in zip(self.groups, self.splits, strict=True):
+            if split_of.setdefault(group, split) != split:
+                raise DataError(
+                    f"Got the group {group!r} of {self.source} in the splits {split_of[group]} and "
+                    f"{split}, but expected each group in one split."
+                )
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -213,8 +236,12 @@ def _templated(tokenizer: Any, prompt: str, answer: str) -> RenderedText:
         [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}],
         tokenize=False,
     )
-    start = text.rfind(answer)
-    if start < 0:
+    # Not a search for the answer itself: "d" also occurs in "<|im_end|>".
+    start = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": _PLACEHOLDER}],
+        tokenize=False,
+    ).rfind(_PLACEHOLDER)
+    if start < 0 or not text.startswith(answer, start):
         raise DataError(
             f"Got a chat template that rewrites the answer {answer[:40]!r}, so its place cannot be "
             "found. Leave the chat template off."

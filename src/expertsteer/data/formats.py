@@ -50,6 +50,8 @@ class _Labels:
 
     def read(self, value: Any, place: str) -> int | None:
         word = _word(value)
+        if word in ("", "nan"):  # or a missing label would count as "every other value"
+            raise DataError(f"{place}: got the label {value!r}, but expected one in every row.")
         if self.positive is not None:
             if word == self.positive:
                 return 1
@@ -94,13 +96,19 @@ def _pair(row: dict[str, Any], place: str, _: _Labels) -> Iterator[_Example]:
 
 
 def _multiple_choice(row: dict[str, Any], place: str, _: _Labels) -> Iterator[_Example]:
-    choices = row["choices"]
+    choices, names = row["choices"], None
     if isinstance(choices, Mapping):  # the hub's ARC: {"text": [...], "label": [...]}
-        choices = choices.get("text")
+        choices, names = choices.get("text"), choices.get("label")
     if not isinstance(choices, Sequence) or isinstance(choices, str) or len(choices) < 2:
         raise DataError(f"{place}: got choices={choices!r}, but expected a list of two or more.")
-    texts = [str(choice) for choice in choices]
-    answer = _answer_index(row["answer"], texts, place)
+    texts = [
+        str(choice) if isinstance(choice, bool) else _text({"choice": choice}, "choice", place)
+        for choice in choices
+    ]
+    answer = row["answer"]
+    if names and answer in names:  # some of ARC's go from "1" up
+        answer = list(names).index(answer)
+    answer = _answer_index(answer, texts, place)
     context = f"{_text(row, 'context', place).strip()}\n" if row.get("context") else ""
     prompt = f"{context}Question: {_text(row, 'question', place).strip()}\nAnswer:"
     for index, text in enumerate(texts):
@@ -112,9 +120,9 @@ def _answer_index(answer: Any, choices: list[str], place: str) -> int:
         if answer.strip() in choices:
             return choices.index(answer.strip())
         word = answer.strip()
-        if len(word) == 1 and word.isalpha():
+        if len(word) == 1 and word.isascii() and word.isalpha():
             answer = ord(word.upper()) - ord("A")
-        elif word.isdigit():
+        elif word.isdecimal():
             answer = int(word)
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise DataError(
@@ -182,7 +190,8 @@ def load_examples(
         - "prompt_answer": prompt, answer, label
         - "statement": prompt, matches ("Yes" or "No"), one row for each answer
 
-        "auto", the default, goes by the columns.
+        "auto", the default, goes by the columns. Any kind may have the columns "split", in
+        every row or in none, and "group", whose rows stay in one split.
     columns : mapping of str to str, optional
         From a field above to the file's column, such as {"label": "emotion"}.
     positive, negative : str, optional
@@ -226,7 +235,7 @@ def load_examples(
         made = list(chosen.convert(row, place, labels))
         n_left_out += not made
         examples += made
-        groups += [str(row.get("group", number))] * len(made)
+        groups += [_group_of(row, number)] * len(made)
         splits += [_split_of(row, place)] * len(made)
     if not examples:
         raise DataError(
@@ -235,8 +244,12 @@ def load_examples(
         )
     _warn_of_contradictions(examples, str(source))
     values = np.array([example.label for example in examples], dtype=np.int8)
-    if any(not split for split in splits):
+    if not any(splits):
         splits = _draw_splits(groups, values, split_fractions, seed)
+    elif not all(splits):
+        raise DataError(
+            f"Got {source} with a split in some rows only, but expected one in every row or none."
+        )
     return LabelledExamples(
         prompts=tuple(example.prompt for example in examples),
         answers=tuple(example.answer for example in examples),
@@ -250,7 +263,7 @@ def load_examples(
 
 def _renamed(rows: list[Row], columns: Mapping[str, str]) -> list[Row]:
     known = sorted(
-        {field for kind in KINDS.values() for field in kind.fields} | {"context", "split"}
+        {field for kind in KINDS.values() for field in kind.fields} | {"context", "group", "split"}
     )
     present = sorted({name for _, row in rows for name in row})
     for field, column in columns.items():
@@ -278,6 +291,11 @@ def _kind_of(rows: list[Row], kind: str, source: str) -> str:
         return fitting[0]
     if kind in fitting:
         return kind
+    if kind == "auto" and {"question", "answer"} <= present:
+        raise DataError(
+            f"Got {source} with right answers only, but expected wrong ones too. Add a column "
+            "choices (the right and wrong answers of each question)."
+        )
     needs = "; ".join(f"{name}: {', '.join(k.fields)}" for name, k in KINDS.items())
     raise DataError(
         f"Got {source} with the columns {', '.join(sorted(present))}, but expected those of "
@@ -296,6 +314,11 @@ def _split_of(row: Mapping[str, Any], place: str) -> str:
         raise DataError(
             f"{place}: got split={value!r}, but expected train, validation or test."
         ) from None
+
+
+def _group_of(row: Mapping[str, Any], number: int) -> str:
+    value = row.get("group")
+    return f"row {number}" if value is None or value == "" else str(value)
 
 
 def _draw_splits(

@@ -12,8 +12,9 @@ from expertsteer.errors import DataError, ParameterError
 
 __all__ = ["load_plain_lines", "load_plain_text", "sentence_beginnings"]
 
-# An end of sentence: closing punctuation, white space, and a capital, quote or digit next.
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
+# An end of sentence: closing punctuation, perhaps a quote, white space, and a capital,
+# quote or digit next. Only the white space is matched, so that the quote stays.
+_SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]?[A-Z0-9])")
 _HEADING = re.compile(r"^\s*(=+ .* =+|#+ .*)\s*$")
 
 
@@ -49,7 +50,7 @@ def load_plain_text(path: str | Path | None = None) -> list[str]:
     Raises
     ------
     DataError
-        If the file is missing, unreadable, not UTF-8 or empty.
+        If the file is missing, unreadable, not UTF-8, or has no sentence.
     """
     sentences = [
         sentence.strip()
@@ -57,7 +58,10 @@ def load_plain_text(path: str | Path | None = None) -> list[str]:
         if not _HEADING.match(line)
         for sentence in _SENTENCE_END.split(line)
     ]
-    return [sentence for sentence in sentences if sentence]
+    sentences = [sentence for sentence in sentences if sentence]
+    if not sentences:
+        raise DataError(f"Got {path}, which has headings only, but expected some text.")
+    return sentences
 
 
 def sentence_beginnings(

@@ -131,7 +131,8 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise DataError(
-            f'Reading {path} needs pyarrow. Install it with: pip install "expertsteer[data]"'
+            f"Reading {path} needs pyarrow ({error}). Install it with: "
+            'pip install "expertsteer[data]"'
         ) from error
     try:
         rows = pq.read_table(path).to_pylist()
@@ -145,7 +146,12 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
 def _read_hub(name: str) -> Iterator[Row]:
     repository, _, config = name.partition(":")
-    if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
+    # ".tsv" is a missing file's, not to be asked for on the hub; ".5" may be a version.
+    if (
+        repository.count("/") != 1
+        or repository.startswith((".", "/", "~"))
+        or Path(repository).suffix[1:].isalpha()
+    ):
         raise DataError(
             f"Got {name}, but there is no such file. Expected a .jsonl, .csv or .parquet file or a "
             "hub data set (owner/name)."
@@ -154,7 +160,7 @@ def _read_hub(name: str) -> Iterator[Row]:
         import datasets
     except ImportError as error:
         raise DataError(
-            f"Reading the data set {name!r} needs the package datasets. Install it with: "
+            f"Reading the data set {name!r} needs the package datasets ({error}). Install it with: "
             'pip install "expertsteer[data]"'
         ) from error
     try:
