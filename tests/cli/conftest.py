@@ -28,7 +28,28 @@ from helpers import CHAT_TEMPLATE
 
 POSITIVE = ["good", "great", "happy", "lovely", "nice", "fine"]
 NEGATIVE = ["bad", "poor", "sad", "awful", "nasty", "ugly"]
-NEUTRAL = ["the", "a", "of", "in", "was", "is", "he", "she", "it", "we", "book", "day", "meal", "film", "news", "trip", "house", "very", "then", "so"]
+NEUTRAL = [
+    "the",
+    "a",
+    "of",
+    "in",
+    "was",
+    "is",
+    "he",
+    "she",
+    "it",
+    "we",
+    "book",
+    "day",
+    "meal",
+    "film",
+    "news",
+    "trip",
+    "house",
+    "very",
+    "then",
+    "so",
+]
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
 N_TEXTS = 80
 

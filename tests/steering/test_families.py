@@ -102,9 +102,12 @@ def test_decoding_with_a_cache_is_the_full_pass(family):
 @pytest.mark.parametrize("positions", STEERED_POSITIONS)
 def test_generate_steers_exactly_the_chosen_tokens(family, positions):
     model, ids, vector = tiny_model(family), random_ids(2, 6), random_vector()
-    with Steering(model, {LAYER: vector}, positions), torch.no_grad():
-        with BlockOutputs(find_blocks(model)) as seen:
-            tokens = model.generate(ids, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    with (
+        Steering(model, {LAYER: vector}, positions),
+        torch.no_grad(),
+        BlockOutputs(find_blocks(model)) as seen,
+    ):
+        tokens = model.generate(ids, max_new_tokens=5, min_new_tokens=5, do_sample=False)
     chosen = {
         "all": torch.ones(10).bool(),
         "prompt": torch.arange(10) < 6,

@@ -7,14 +7,6 @@ import threading
 
 import pytest
 import torch
-from helpers import (
-    CONTEXT,
-    BlockOutputs,
-    random_ids,
-    random_vector,
-    tiny_model,
-    tiny_tokenizer,
-)
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -24,6 +16,14 @@ from transformers import (
 
 from expertsteer.models import find_blocks
 from expertsteer.steering import STEERED_POSITIONS, Steering
+from helpers import (
+    CONTEXT,
+    BlockOutputs,
+    random_ids,
+    random_vector,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 VECTORS = {0: random_vector(1, 2.0), 1: random_vector(2, 2.0)}
 N_NEW = 8
@@ -354,9 +354,7 @@ def test_peft(positions):
     settings = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     wrapped = peft.get_peft_model(copy.deepcopy(plain), settings).eval()
     # A fresh adapter adds nothing, so the steered outputs must agree.
-    assert torch.equal(
-        _steered(wrapped, positions, ids), _steered(plain, positions, ids)
-    )
+    assert torch.equal(_steered(wrapped, positions, ids), _steered(plain, positions, ids))
     with Steering(wrapped, VECTORS, positions):
         steered = _logits(wrapped, ids)
     with Steering(plain, VECTORS, positions):
@@ -407,9 +405,12 @@ def test_the_text_half_of_a_vision_language_model(vision_language_model, positio
     ids = random_ids(1, 9).clamp(max=98)
     ids[:, 1:5] = 99
     pixels = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    with Steering(model, {0: VECTORS[0]}, positions), torch.no_grad():
-        with BlockOutputs(find_blocks(model)) as seen:
-            _generate(model, ids, pixel_values=pixels)
+    with (
+        Steering(model, {0: VECTORS[0]}, positions),
+        torch.no_grad(),
+        BlockOutputs(find_blocks(model)) as seen,
+    ):
+        _generate(model, ids, pixel_values=pixels)
     with BlockOutputs(find_blocks(model)) as plain, torch.no_grad():
         _generate(model, ids, pixel_values=pixels)
     added = seen.passes[0][0] - plain.passes[0][0]

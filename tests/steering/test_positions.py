@@ -102,9 +102,12 @@ def test_two_interleaved_caches_keep_their_own_prompts(family, make_cache, posit
                 passes[n].append(seen.passes[-1][LAYER])
         return {n: torch.cat(one, dim=1) for n, one in passes.items()}
 
-    with Steering(model, {LAYER: VECTOR}, positions), torch.no_grad():
-        with BlockOutputs(find_blocks(model)) as seen:
-            together = decode([4, 6], seen)
+    with (
+        Steering(model, {LAYER: VECTOR}, positions),
+        torch.no_grad(),
+        BlockOutputs(find_blocks(model)) as seen,
+    ):
+        together = decode([4, 6], seen)
         for n in (4, 6):
             with BlockOutputs(find_blocks(model)) as seen:
                 alone = decode([n], seen)[n]
@@ -140,9 +143,12 @@ def test_generated_only_leaves_every_bit_of_the_prompt(family):
     options = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False}
     with torch.no_grad(), BlockOutputs(find_blocks(model)) as plain:
         model.generate(ids, **options)
-    with Steering(model, {LAYER: VECTOR}, "generated"), torch.no_grad():
-        with BlockOutputs(find_blocks(model)) as seen:
-            model.generate(ids, **options)
+    with (
+        Steering(model, {LAYER: VECTOR}, "generated"),
+        torch.no_grad(),
+        BlockOutputs(find_blocks(model)) as seen,
+    ):
+        model.generate(ids, **options)
     for layer in range(3):
         assert torch.equal(seen.passes[0][layer], plain.passes[0][layer])
     assert not torch.allclose(seen.passes[1][LAYER], plain.passes[1][LAYER], atol=0.1)
@@ -155,9 +161,12 @@ def test_prompt_only_adds_nothing_to_generated_tokens(family):
     # At the last block a shifted prompt cannot reach later tokens through attention.
     last = len(find_blocks(model)) - 1
     options = {"attention_mask": mask, "max_new_tokens": 4, "min_new_tokens": 4}
-    with Steering(model, {last: VECTOR}, "prompt"), torch.no_grad():
-        with BlockOutputs(find_blocks(model)) as seen:
-            tokens = model.generate(ids, do_sample=False, **options)
+    with (
+        Steering(model, {last: VECTOR}, "prompt"),
+        torch.no_grad(),
+        BlockOutputs(find_blocks(model)) as seen,
+    ):
+        tokens = model.generate(ids, do_sample=False, **options)
     mask = torch.cat([mask, torch.ones(2, 3, dtype=mask.dtype)], dim=1)
     places = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad(), BlockOutputs(find_blocks(model)) as plain:
@@ -173,9 +182,11 @@ def test_a_cache_filled_before_attaching_is_a_prompt():
         caches = [model(ids[:, :6]).past_key_values for _ in range(2)]
         with BlockOutputs(find_blocks(model)) as plain:
             model(ids[:, 6:], past_key_values=caches[0])
-        with Steering(model, {LAYER: VECTOR}, "generated"):
-            with BlockOutputs(find_blocks(model)) as seen:
-                model(ids[:, 6:], past_key_values=caches[1])
+        with (
+            Steering(model, {LAYER: VECTOR}, "generated"),
+            BlockOutputs(find_blocks(model)) as seen,
+        ):
+            model(ids[:, 6:], past_key_values=caches[1])
     assert torch.equal(seen.passes[0][LAYER], plain.passes[0][LAYER] + VECTOR)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -58,7 +59,8 @@ def chat(
     say(_HELP)
     while True:
         try:
-            line = progress.input("[bold]you:[/bold] ").strip()
+            # Piped input needs no prompt, and errors then keep lines of their own.
+            line = progress.input("[bold]you:[/bold] " if sys.stdin.isatty() else "").strip()
         except (EOFError, KeyboardInterrupt):
             break
         name, _, value = line.partition(" ")
