@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from expertsteer.evaluation.effect import perplexity, word_log_odds
 from expertsteer.models import LanguageModel, ModelSource, load_model
 from expertsteer.pack import LayerPair, SteeringPack
 from expertsteer.pipeline import ExpertSteer, fit_direction
+from expertsteer.provenance import describe_machine, package_versions
 
 __all__ = ["Comparison", "ComparisonRow", "compare"]
 
@@ -62,6 +63,8 @@ class Comparison:
         Relative to the mean residual norm, at every layer.
     n_prompts, n_sentences : int
         What effect and perplexity were measured on.
+    provenance : dict
+        Models, data, seeds, versions and machine.
     """
 
     rows: tuple[ComparisonRow, ...]
@@ -69,6 +72,7 @@ class Comparison:
     strength: float
     n_prompts: int
     n_sentences: int
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain JSON types."""
@@ -216,7 +220,21 @@ def compare(
         )
         rows.append(ComparisonRow(name, cosine, float(change.mean()), _interval(change), damaged))
     return Comparison(
-        tuple(rows), pack.pairs, value, len(words.prompts), len(words.plain_sentences)
+        rows=tuple(rows),
+        pairs=pack.pairs,
+        strength=value,
+        n_prompts=len(words.prompts),
+        n_sentences=len(words.plain_sentences),
+        provenance={
+            "target": target_model.description.to_dict(),
+            "expert": expert_states.description.model.to_dict(),
+            "data": examples.summary(),
+            "n_plain_texts": None if plain_text is None else len(plain_text),
+            "seeds": list(seeds),
+            "pack": pack.provenance,
+            "versions": package_versions(),
+            "machine": describe_machine(),
+        },
     )
 
 

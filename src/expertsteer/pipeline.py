@@ -349,11 +349,7 @@ class ExpertSteer:
         }
         return {
             "settings": dataclasses.asdict(self) | settings,
-            "data": {
-                "source": examples.source,
-                "fingerprint": examples.fingerprint,
-                "n_examples": len(examples),
-            },
+            "data": examples.summary(),
             "alignment": alignment.provenance,
             "versions": package_versions(),
         }

@@ -48,13 +48,13 @@ def plot_information(
     table : array of shape (n_expert_layers, n_target_layers)
         In nats.
     pairs : sequence of LayerPair
-        The pairs chosen, marked by a filled ring.
+        The pairs chosen, marked by a red dot.
     path : str or Path
         ``.png``, ``.svg`` or ``.pdf``.
     expert, target : str
         Names for the axes.
     candidates : sequence of LayerPair, optional
-        Pairs that were considered, marked by an open ring.
+        Pairs that were considered, marked by a white dot in a red ring.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def plot_information(
     axes = figure.add_subplot()
     image = axes.imshow(values, origin="lower", aspect="auto", cmap="viridis")
     figure.colorbar(image, ax=axes, label="mutual information (nats)")
-    for marked, face, label in ((candidates, "none", "considered"), (pairs, "white", "chosen")):
+    for marked, face, label in ((candidates, "white", "considered"), (pairs, "tab:red", "chosen")):
         if marked:
             axes.scatter(
                 [pair.target_layer for pair in marked],
@@ -140,12 +140,12 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     )
     left.axvline(0, color="black", linewidth=0.8)
     left.set_yticks(places, [row.method for row in rows])
-    left.set_xlabel("effect: change of log-odds (nats, 95 % interval)")
+    left.set_xlabel("effect: change of log-odds, nats")
     right.scatter([row.perplexity for row in rows], places, color=colours, s=45)
     right.axvline(rows[-1].perplexity, color="black", linewidth=0.8, linestyle=":")
     right.set_xscale("log")
-    right.set_xlabel("damage: perplexity of plain sentences (log scale)")
-    right.grid(axis="x", which="both", alpha=0.25)
+    right.set_xlabel("damage: perplexity, log scale")
+    right.grid(axis="x", alpha=0.4)
     with replacing(path) as scratch:
         figure.savefig(scratch, format=kind, dpi=150)
     return path

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,6 +117,15 @@ class LabelledExamples:
         for prompt, answer, label in zip(self.prompts, self.answers, self.labels, strict=True):
             digest.update(f"{prompt}\x1f{answer}\x1f{label}\x1e".encode())
         return digest.hexdigest()[:16]
+
+    def summary(self) -> dict[str, Any]:
+        """Return what provenance records: a file's name without its folders, hash and size."""
+        file = Path(self.source)
+        return {
+            "source": file.name if file.exists() else self.source,
+            "fingerprint": self.fingerprint,
+            "n_examples": len(self),
+        }
 
     def subset(self, rows: Iterable[int]) -> LabelledExamples:
         """Return some of the rows."""
