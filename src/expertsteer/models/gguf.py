@@ -62,10 +62,12 @@ def converted_checkpoint(path: Path, sha256: str | None = None) -> Path:
         return folder
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise ModelError(f"Got {path}, but it is not a GGUF file (its first bytes differ).")
+            raise ModelError(
+                f"Got {path}, but expected a GGUF file (its first bytes differ). Download it again."
+            )
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(
-            f"Reading {path.name} needs the package gguf. Install it with: "
+            f"Got {path.name}, but expected the package gguf to be installed. Install it with: "
             'pip install "expertsteer[gguf]"'
         )
     require_disk(folder.parent, _float32_bytes(path), f"the converted checkpoint of {path.name}")
@@ -87,7 +89,9 @@ def _float32_bytes(path: Path) -> int:
     try:
         tensors = GGUFReader(path).tensors
     except Exception as error:
-        raise ModelError(f"Got {path}, but it cannot be read as GGUF: {error}.") from error
+        raise ModelError(
+            f"Got {path}, but expected a whole GGUF file ({error}). Download it again."
+        ) from error
     return 4 * sum(int(tensor.n_elements) for tensor in tensors)
 
 
@@ -99,8 +103,11 @@ def _convert(path: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
         model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
-    except (ValueError, OSError, KeyError, NotImplementedError) as error:
-        raise ModelError(f"transformers cannot convert {path}: {error}") from error
+    except Exception as error:  # of any kind: the tokenizers library raises bare Exception
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"Got {path}, but expected a GGUF file that transformers can convert: {reason[:400]}"
+        ) from error
     # The weights are plain float32 now; left in place these two would have the
     # saved checkpoint loaded as a quantised one.
     vars(model)["hf_quantizer"] = None

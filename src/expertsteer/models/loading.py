@@ -92,8 +92,8 @@ class LanguageModel:
         """
         if self.tokenizer.chat_template is None:
             raise ModelError(
-                f"Got a chat for {self.name}, whose tokenizer has no chat template, as is usual "
-                "for base models. Leave the chat template off."
+                f"Got a chat for {self.name}, but expected a tokenizer with a chat template; base "
+                "models usually have none. Leave the chat template off."
             )
         return str(
             self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -173,7 +173,7 @@ def load_model(source: str | Path | ModelSource | LanguageModel, **options: Any)
     if isinstance(source.dtype, str) and source.dtype not in DTYPES:
         raise ModelError(f"Got dtype={source.dtype!r}, but expected one of {', '.join(DTYPES)}.")
     if source.device is not None and source.device_map is not None:
-        raise ModelError("Got both device and device_map, but expected one of them.")
+        raise ModelError("Got both device and device_map, but expected one of them. Leave one out.")
     common = {
         "revision": source.revision or "main",
         "trust_remote_code": source.trust_remote_code,
@@ -189,9 +189,12 @@ def load_model(source: str | Path | ModelSource | LanguageModel, **options: Any)
                 attn_implementation=source.attn_implementation,
                 **common,
             )
-    except (ValueError, OSError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # of any kind: the tokenizers library raises bare Exception
         reason = " ".join(str(error).split())
-        raise ModelError(f"Cannot load the model {source.name!r}: {reason[:400]}") from error
+        raise ModelError(
+            f"Got the model {source.name!r}, but expected one that transformers can load: "
+            f"{reason[:400]}"
+        ) from error
     if tokenizer.pad_token_id is None:
         # Padding is masked, so any token serves.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
@@ -205,12 +208,16 @@ def _place(name: str) -> str:
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise ModelError(f"Got the model {name!r}, but there is no such file.")
+            raise ModelError(
+                f"Got the model {name!r}, but expected a file that exists. Check its path."
+            )
         return str(converted_checkpoint(path))
     if path.is_dir():
         return str(path)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"Got the model {name!r}, but there is no such folder.")
+        raise ModelError(
+            f"Got the model {name!r}, but expected a folder that exists. Check its path."
+        )
     if "/" not in name and name not in _CANONICAL:
         known = ", ".join(EMBEDDED_MODELS)
         raise ModelError(

@@ -105,10 +105,15 @@ def collect_states(
         rows_of.setdefault(span, []).append(row)
     saved = ShardedRows(save_to, description, values) if save_to else None
     done = saved.rows if saved else set()
-    todo = [span for span, rows in rows_of.items() if not done.issuperset(rows)]
+    # The batches of the whole collection, so that a continued one repeats them to the bit.
+    todo = [
+        batch
+        for batch in _batches(list(rows_of), batch_tokens)
+        if not all(done.issuperset(rows_of[span]) for span in batch)
+    ]
 
     bar = tqdm(
-        total=sum(len(span.ids) for span in todo),
+        total=sum(len(span.ids) for batch in todo for span in batch),
         desc=f"states of {Path(model.name).name}",
         unit="tok",
         unit_scale=True,
@@ -116,14 +121,15 @@ def collect_states(
         disable=not progress,
     )
     with bar, saved or contextlib.nullcontext(), _BlockReader(model, chosen) as reader:
-        for batch in _batches(todo, batch_tokens):
+        for batch in todo:
             states = reader.read(batch).to("cpu", dtype)
+            # Before they are saved: a later run would take them for good ones.
+            _require_finite(states, chosen, model.name)
             for span, state in zip(batch, states, strict=True):
                 values[rows_of[span]] = state
             if saved:
                 saved.add([row for span in batch for row in rows_of[span]])
             bar.update(sum(len(span.ids) for span in batch))
-    _require_finite(values, model.name)
     return States(values, description)
 
 
@@ -152,24 +158,19 @@ def _require_memory(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     available = psutil.virtual_memory().available
     if wanted > available:
         raise ExpertSteerError(
-            f"The states of {shape[0]} texts at {shape[1]} layers of width {shape[2]} take "
-            f"{wanted / 1e9:.1f} GB, but only {available / 1e9:.1f} GB of memory are free. "
+            f"Got {available / 1e9:.1f} GB of free memory, but expected {wanted / 1e9:.1f} GB for "
+            f"the states of {shape[0]} texts at {shape[1]} layers of width {shape[2]}. "
             "Name fewer layers or texts."
         )
 
 
-def _require_finite(values: torch.Tensor, name: str) -> None:
-    if bool(torch.isfinite(values.sum(dtype=torch.float32))):
-        return
-    bad = [
-        layer
-        for layer in range(values.shape[1])
-        if not bool(torch.isfinite(values[:, layer]).all())
-    ]
-    if bad:
+def _require_finite(states: torch.Tensor, layers: tuple[int, ...], name: str) -> None:
+    finite = torch.isfinite(states).all(dim=2).all(dim=0)
+    if not bool(finite.all()):
+        bad = [layer for layer, good in zip(layers, finite.tolist(), strict=True) if not good]
         raise DataError(
-            f"Got NaN or infinite states from {name} in {len(bad)} layers (the first at position "
-            f"{bad[0]} of the layers asked for), but expected finite ones. "
+            f"Got NaN or infinite states from {name} at layer {bad[0]}"
+            f"{f' and {len(bad) - 1} more' if len(bad) > 1 else ''}, but expected finite ones. "
             "Load the model in float32 or bfloat16."
         )
 

@@ -60,11 +60,12 @@ def locate_tokens(
     by_answer = position != "last"
     if by_answer and not tokenizer.is_fast:
         raise DataError(
-            f"Got position={position!r}, but the tokenizer of {model.name} does not report "
-            "character offsets. Use position='last'."
+            f"Got position={position!r}, but expected position='last': the tokenizer of "
+            f"{model.name} does not report character offsets."
         )
     spans: list[TokenSpan] = []
     n_cut = 0
+    limit = model.context_length
     for row, text in enumerate(texts):
         encoded = tokenizer(
             text.text,
@@ -82,14 +83,21 @@ def locate_tokens(
             start, end = (first, len(ids)) if position == "answer_mean" else (first - 1, first)
         if not ids or start < 0 or start >= end:
             raise DataError(
-                f"Got text {row + 1} ({text.text[:40]!r}) with no token at position {position!r}. "
-                "Remove the row or choose another position."
+                f"Got text {row + 1} ({text.text[:40]!r}), but expected a token at position "
+                f"{position!r}. Remove the row or choose another position."
             )
-        limit = model.context_length
         if len(ids) > limit:
             n_cut += 1
             lost = len(ids) - limit
+            if 0 < end - 1 <= lost:  # only where the prompt's end is wanted
+                raise DataError(
+                    f"Got text {row + 1} ({text.text[:40]!r}) whose answer alone fills the {limit} "
+                    f"tokens of {model.name}, but expected room for the prompt's last token. "
+                    "Shorten the answer or choose another position."
+                )
             ids = ids[:1] + ids[1 + lost :]
-            start, end = max(start - lost, 1), max(end - lost, 2)
+            # The first token stays where it is.
+            if end > 1:
+                start, end = max(start - lost, 1), end - lost
         spans.append(TokenSpan(tuple(ids), start, end))
     return spans, n_cut

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ __all__ = ["ShardedRows", "load_states"]
 
 _FORMAT = {"format": "expertsteer-states", "version": 1}
 _MANIFEST = "states.json"
+_SHARDS = "shard-*.safetensors"
 _SHARD_BYTES = 256 << 20
 _SHARD_SECONDS = 30.0
 
@@ -49,6 +51,11 @@ class ShardedRows:
         self.flushed_at = time.monotonic()
         manifest = folder / _MANIFEST
         require_disk(folder, 0, "states")
+        if not manifest.exists() and any(folder.glob(_SHARDS)):
+            raise StatesError(
+                f"Got the folder {folder} with states but without {_MANIFEST}, but expected an "
+                "empty one or the same collection. Name another folder or remove this one."
+            )
         if manifest.exists():
             found = _read_manifest(folder)
             if found != description:
@@ -57,7 +64,13 @@ class ShardedRows:
                     f"({found.n_texts} texts), but expected an empty one or the same collection. "
                     "Name another folder or remove this one."
                 )
-        self.rows = _read_shards(folder, values)
+        self.rows, damaged = _read_shards(folder, values)
+        for path in damaged:
+            warnings.warn(
+                f"{path} is damaged and was removed; its states are collected again.",
+                stacklevel=3,
+            )
+            path.unlink()
         left = values.shape[0] - len(self.rows)
         require_disk(folder, left * values[0].numel() * values.element_size(), "states")
         write_text(manifest, json.dumps(_FORMAT | description.to_dict(), indent=2))
@@ -94,11 +107,13 @@ def load_states(folder: Path) -> States:
     dtype = getattr(torch, description.dtype)
     shape = (description.n_texts, len(description.layers), description.model.width)
     values = torch.empty(shape, dtype=dtype)
-    rows = _read_shards(folder, values)
+    rows, damaged = _read_shards(folder, values)
     if len(rows) < description.n_texts:
+        names = ", ".join(path.name for path in damaged)
         raise StatesError(
-            f"Got {folder} with the states of {len(rows)} of {description.n_texts} texts, but "
-            "expected all of them. Run the same collection again; it continues."
+            f"Got {folder} with the states of {len(rows)} of {description.n_texts} texts"
+            f"{f' (damaged: {names})' if damaged else ''}, but expected all of them. "
+            "Run the same collection again; it continues."
         )
     return States(values, description)
 
@@ -117,15 +132,16 @@ def _read_manifest(folder: Path) -> StatesDescription:
     raise StatesError(f"Got {path} of {found}, but expected {_FORMAT}. Collect the states again.")
 
 
-def _read_shards(folder: Path, values: torch.Tensor) -> set[int]:
+def _read_shards(folder: Path, values: torch.Tensor) -> tuple[set[int], list[Path]]:
+    """Fill in the saved rows; return which they are, and the shards that cannot be read."""
     done: set[int] = set()
-    for path in sorted(folder.glob("shard-*.safetensors")):
+    damaged: list[Path] = []
+    for path in sorted(folder.glob(_SHARDS)):
         try:
             shard = load_file(path)
             values[shard["rows"]] = shard["values"]
         except (SafetensorError, KeyError, IndexError, RuntimeError, OSError):
-            # Computing a damaged shard again is cheaper than asking what happened to it.
-            path.unlink()
+            damaged.append(path)
             continue
         done.update(shard["rows"].tolist())
-    return done
+    return done, damaged
