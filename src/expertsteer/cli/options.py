@@ -71,7 +71,7 @@ Device = Annotated[
 DeviceMap = Annotated[
     str | None,
     typer.Option(
-        help="Spread a model over devices: auto, balanced, ... (needs accelerate).",
+        help="Spread a model over devices: auto, balanced, ....",
         rich_help_panel=_MODELS,
     ),
 ]

@@ -1,18 +1,54 @@
-"""Log-probabilities of a model's next tokens, in batches."""
+"""Log-probabilities of a model's next tokens: only wanted positions reach the output head."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
 
 import torch
+from tqdm.auto import tqdm
 
 from expertsteer.data import RenderedText
 from expertsteer.models import LanguageModel
 
-__all__ = ["mean_log_likelihoods", "next_token_log_probabilities", "token_log_likelihoods"]
+__all__ = [
+    "ContinuationScore",
+    "Request",
+    "continuation_log_likelihoods",
+    "mean_log_likelihoods",
+    "next_token_log_probabilities",
+    "token_log_likelihoods",
+]
 
-# The output head writes tokens x vocabulary numbers: 256 x 262,144 in float32 are 268 MB.
-_HEAD_TOKENS = 256
+# The output head writes positions x vocabulary numbers: 512 x 262,144 in float32 are 537 MB.
+_HEAD_POSITIONS = 512
+_BATCH_TOKENS = 2048
+# Rows of the head's output that are brought to float32 at a time.
+_FLOAT32_ROWS = 64
+
+
+class Request(NamedTuple):
+    """A context and what may follow it, as token ids."""
+
+    context: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
+
+
+class ContinuationScore(NamedTuple):
+    """How likely a continuation is.
+
+    Attributes
+    ----------
+    log_likelihood : float
+        Sum over its tokens, in nats.
+    is_greedy : bool
+        Whether greedy decoding would have written it.
+    """
+
+    log_likelihood: float
+    is_greedy: bool
 
 
 @torch.inference_mode()
@@ -34,12 +70,14 @@ def next_token_log_probabilities(
     Tensor of shape (n, k)
         float32, in nats.
     """
-    ids = [model.tokenizer(text)["input_ids"] for text in texts]
+    ids = [tuple(model.tokenizer(text)["input_ids"]) for text in texts]
     result = torch.empty(len(ids), len(tokens))
-    for rows, batch, mask in _padded(model, ids):
-        logits = model.model(input_ids=batch, attention_mask=mask, use_cache=False).logits
+    for rows in _batches([len(row) for row in ids], [1] * len(ids)):
+        batch, mask = _padded(model, [ids[row] for row in rows], "right")
         last = mask.sum(1) - 1
-        scores = logits[torch.arange(len(rows)), last].float().log_softmax(-1)
+        with _head_sees(model, torch.arange(len(rows)), last):
+            logits = model.model(**_inputs(batch, mask), use_cache=False).logits[0]
+        scores = logits.float().log_softmax(-1)
         result[rows] = scores[:, tokens.to(scores.device)].cpu()
     return result
 
@@ -67,13 +105,27 @@ def token_log_likelihoods(
         ]
         for text in texts
     ]
-    result: list[torch.Tensor] = [torch.empty(0)] * len(ids)
-    for rows, batch, mask in _padded(model, ids):
-        logits = model.model(input_ids=batch, attention_mask=mask, use_cache=False).logits
-        scores = logits[:, :-1].float().log_softmax(-1)
-        found = scores.gather(-1, batch[:, 1:, None])[..., 0].cpu()
-        for row, values in zip(rows, found, strict=True):
-            result[row] = values[: len(ids[row]) - 1].clone()
+    return [values for values, _ in _read_whole(model, ids)]
+
+
+def _read_whole(
+    model: LanguageModel, ids: Sequence[Sequence[int]]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return every token's log-probability, and whether it is the likeliest, but the first's."""
+    result = [(torch.empty(0), torch.empty(0, dtype=torch.bool))] * len(ids)
+    scored = [row for row in range(len(ids)) if len(ids[row]) > 1]
+    lengths = [len(ids[row]) - 1 for row in scored]
+    for places in _batches(lengths, lengths):
+        rows = [scored[place] for place in places]
+        batch, mask = _padded(model, [ids[row][:-1] for row in rows], "right")
+        where = mask.nonzero(as_tuple=True)
+        with _head_sees(model, *where):
+            logits = model.model(**_inputs(batch, mask), use_cache=False).logits[0]
+        following = torch.tensor([token for row in rows for token in ids[row][1:]])
+        sizes = [len(ids[row]) - 1 for row in rows]
+        values, greedy = (part.split(sizes) for part in _gather(logits, following))
+        for row, *found in zip(rows, values, greedy, strict=True):
+            result[row] = (found[0], found[1])
     return result
 
 
@@ -82,19 +134,196 @@ def mean_log_likelihoods(model: LanguageModel, texts: Sequence[RenderedText]) ->
     return torch.stack([scores.mean() for scores in token_log_likelihoods(model, texts)])
 
 
+@torch.inference_mode()
+def continuation_log_likelihoods(
+    model: LanguageModel,
+    requests: Sequence[Request],
+    *,
+    batch_tokens: int = _BATCH_TOKENS,
+    on_batch: Callable[[list[int]], None] | None = None,
+    progress: bool = True,
+) -> list[list[ContinuationScore]]:
+    """Return how likely every continuation of every context is.
+
+    A context is read once for all its continuations, which go on from its keys and
+    values; steering sees the context as the prompt and a continuation as generated.
+
+    Parameters
+    ----------
+    model : LanguageModel
+        Steered or not.
+    requests : sequence of Request
+        Contexts of at least one token, continuations of at least one.
+    batch_tokens : int, default=2048
+        Most tokens in a batch, padding counted.
+    on_batch : callable, optional
+        Called with the places of the requests that each batch finished.
+    progress : bool, default=True
+
+    Returns
+    -------
+    list of list of ContinuationScore
+        By request and continuation.
+    """
+    result: list[list[ContinuationScore]] = [[] for _ in requests]
+    lengths = [len(request.context) + sum(map(len, request.continuations)) for request in requests]
+    heads = [sum(map(len, request.continuations)) for request in requests]
+    batches = list(_batches(lengths, heads, batch_tokens))
+    with tqdm(total=len(requests), desc="scoring", delay=1, disable=not progress) as bar:
+        for places in batches:
+            scores = _score_batch(model, [requests[place] for place in places])
+            for place, score in zip(places, scores, strict=True):
+                result[place] = score
+            if on_batch is not None:
+                on_batch(places)
+            bar.update(len(places))
+    return result
+
+
+def _score_batch(
+    model: LanguageModel, requests: Sequence[Request]
+) -> list[list[ContinuationScore]]:
+    # What a purely recurrent model has read cannot be gone on from in several ways.
+    stateful = getattr(model.model, "_is_stateful", False)
+    return (_score_anew if stateful else _score_from_cache)(model, requests)
+
+
+def _score_anew(model: LanguageModel, requests: Sequence[Request]) -> list[list[ContinuationScore]]:
+    scores = []
+    for context, continuations in requests:
+        found = _read_whole(model, [context + tokens for tokens in continuations])
+        answers = [
+            (values[-len(tokens) :], greedy[-len(tokens) :])
+            for tokens, (values, greedy) in zip(continuations, found, strict=True)
+        ]
+        scores.append(
+            [ContinuationScore(float(v.double().sum()), bool(g.all())) for v, g in answers]
+        )
+    return scores
+
+
+def _score_from_cache(
+    model: LanguageModel, requests: Sequence[Request]
+) -> list[list[ContinuationScore]]:
+    # Padding to the left keeps distances between context and continuation as they are.
+    contexts, mask = _padded(model, [request.context for request in requests], "left")
+    owners = [place for place, request in enumerate(requests) for _ in request.continuations]
+    continuations = [tokens for request in requests for tokens in request.continuations]
+    longer = [row for row, tokens in enumerate(continuations) if len(tokens) > 1]
+
+    last = torch.full((len(requests),), contexts.shape[1] - 1)
+    with _head_sees(model, torch.arange(len(requests)), last):
+        read = model.model(
+            **_inputs(contexts, mask), **_positions(model, mask), use_cache=bool(longer)
+        )
+    first = torch.tensor([tokens[0] for tokens in continuations])
+    values, greedy = _gather(read.logits[0], first, torch.tensor(owners))
+    totals, all_greedy = values.tolist(), greedy.tolist()
+
+    if longer:
+        cache = read.past_key_values
+        chosen = torch.tensor([owners[row] for row in longer], device=model.device)
+        cache.reorder_cache(chosen)
+        batch, new = _padded(model, [continuations[row][:-1] for row in longer], "right")
+        whole = torch.cat([mask[chosen], new], dim=1)
+        positions = _positions(model, whole, batch.shape[1])
+        where = new.nonzero(as_tuple=True)
+        with _head_sees(model, *where):
+            logits = model.model(
+                input_ids=batch, attention_mask=whole, past_key_values=cache, **positions
+            ).logits[0]
+        following = torch.tensor([token for row in longer for token in continuations[row][1:]])
+        values, greedy = _gather(logits, following)
+        sizes = [len(continuations[row]) - 1 for row in longer]
+        parts = zip(longer, values.split(sizes), greedy.split(sizes), strict=True)
+        for row, value, is_greedy in parts:
+            totals[row] += float(value.double().sum())
+            all_greedy[row] = all_greedy[row] and bool(is_greedy.all())
+
+    scores: list[list[ContinuationScore]] = [[] for _ in requests]
+    for owner, total, is_greedy in zip(owners, totals, all_greedy, strict=True):
+        scores[owner].append(ContinuationScore(total, is_greedy))
+    return scores
+
+
+@contextmanager
+def _head_sees(model: LanguageModel, rows: torch.Tensor, columns: torch.Tensor) -> Iterator[None]:
+    """Let only some positions of the batch reach the output head, as one row of them."""
+
+    def choose(_head: torch.nn.Module, args: tuple[Any, ...]) -> tuple[torch.Tensor]:
+        hidden = args[0]
+        return (hidden[rows.to(hidden.device), columns.to(hidden.device)][None],)
+
+    head = cast(torch.nn.Module, model.model.get_output_embeddings())
+    handle = head.register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _gather(
+    logits: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each token's log-probability and whether it is the likeliest.
+
+    ``rows`` says which row of the logits a token belongs to; default: one each.
+    """
+    normalisers, best = [], []
+    for part in logits.split(_FLOAT32_ROWS):
+        normalisers.append(part.float().logsumexp(-1))
+        best.append(part.argmax(-1))
+    normaliser, likeliest = torch.cat(normalisers), torch.cat(best)
+    tokens = tokens.to(logits.device)
+    index = torch.arange(len(tokens)) if rows is None else rows
+    index = index.to(logits.device)
+    values = logits[index, tokens].float() - normaliser[index]
+    return values.cpu(), (likeliest[index] == tokens).cpu()
+
+
+def _batches(
+    lengths: Sequence[int], head_positions: Sequence[int], batch_tokens: int = _BATCH_TOKENS
+) -> Iterator[list[int]]:
+    """Yield rows of similar length together, longest first so that memory peaks at once."""
+    batch: list[int] = []
+    positions = 0
+    for row in sorted(range(len(lengths)), key=lambda r: lengths[r], reverse=True):
+        positions += head_positions[row]
+        full = batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens
+        if full or (batch and positions > _HEAD_POSITIONS):
+            yield batch
+            batch, positions = [], head_positions[row]
+        batch.append(row)
+    if batch:
+        yield batch
+
+
 def _padded(
-    model: LanguageModel, ids: Sequence[Sequence[int]]
-) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-    """Yield row numbers, right-padded ids and mask; similar lengths together."""
-    order = sorted(range(len(ids)), key=lambda row: len(ids[row]), reverse=True)
-    start = 0
-    while start < len(order):
-        longest = len(ids[order[start]])
-        rows = order[start : start + max(1, _HEAD_TOKENS // max(longest, 1))]
-        batch = torch.full((len(rows), longest), model.pad_token_id)
-        mask = torch.zeros_like(batch)
-        for place, row in enumerate(rows):
-            batch[place, : len(ids[row])] = torch.tensor(ids[row])
-            mask[place, : len(ids[row])] = 1
-        yield rows, batch.to(model.device), mask.to(model.device)
-        start += len(rows)
+    model: LanguageModel, ids: Sequence[Sequence[int]], side: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return padded ids and their mask, both (batch, tokens), on the model's device."""
+    longest = max(len(row) for row in ids)
+    batch = torch.full((len(ids), longest), model.pad_token_id)
+    mask = torch.zeros_like(batch)
+    for place, row in enumerate(ids):
+        real = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
+        batch[place, real] = torch.tensor(row)
+        mask[place, real] = 1
+    return batch.to(model.device), mask.to(model.device)
+
+
+def _inputs(batch: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    # Without a mask the fastest attention kernels serve.
+    return (
+        {"input_ids": batch} if bool(mask.all()) else {"input_ids": batch, "attention_mask": mask}
+    )
+
+
+def _positions(
+    model: LanguageModel, mask: torch.Tensor, newest: int | None = None
+) -> dict[str, torch.Tensor]:
+    """Return the position ids of the newest tokens where the model takes any."""
+    if "position_ids" not in inspect.signature(model.model.forward).parameters:
+        return {}
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    return {"position_ids": positions if newest is None else positions[:, -newest:]}

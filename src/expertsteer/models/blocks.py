@@ -130,7 +130,7 @@ def block_output(output: object) -> torch.Tensor:
     ModelError
         For anything else.
     """
-    hidden = output[0] if isinstance(output, tuple) else output
+    hidden = output[0] if isinstance(output, tuple) and output else output
     if not isinstance(hidden, torch.Tensor) or hidden.ndim != 3:
         shape = tuple(hidden.shape) if isinstance(hidden, torch.Tensor) else type(hidden).__name__
         raise ModelError(

@@ -15,6 +15,8 @@ from expertsteer.models.blocks import find_blocks, residual_width
 __all__ = ["ModelDescription", "describe_model", "explain_mismatch", "weights_fingerprint"]
 
 _SAMPLES_A_PARAMETER = 32
+# float16 holds smaller values with fewer digits than bfloat16.
+_SMALLEST = 2.0**-14
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,13 @@ class ModelDescription:
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:
-    """Return a fingerprint of a model's weights that does not depend on the float type.
+    """Return a fingerprint of a model's weights, the same in float32 and bfloat16.
 
     A few evenly spaced values of every parameter, rounded to bfloat16, go through
     SHA-256 with the parameter's name and shape: a fine-tune shows, loading in
-    another precision does not, and a large model costs milliseconds.
+    bfloat16 does not, and a large model costs milliseconds. Loading in float16 does
+    not show either if the checkpoint itself is bfloat16; a float32 checkpoint rounded
+    to float16 is other values.
 
     Parameters
     ----------
@@ -80,6 +84,7 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
             flat = parameter.detach().reshape(-1)
             step = max(1, flat.numel() // _SAMPLES_A_PARAMETER)
             sample = flat[::step][:_SAMPLES_A_PARAMETER].to("cpu", torch.bfloat16)
+            sample = torch.where(sample.abs() < _SMALLEST, 0, sample)
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             digest.update(sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]

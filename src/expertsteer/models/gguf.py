@@ -106,7 +106,7 @@ def _convert(path: Path, folder: Path) -> None:
     except Exception as error:  # of any kind: the tokenizers library raises bare Exception
         reason = " ".join(str(error).split())
         raise ModelError(
-            f"Got {path}, but expected a GGUF file that transformers can convert: {reason[:400]}"
+            f"Got {path}, but expected a GGUF file that transformers can convert: {reason[:1000]}"
         ) from error
     # The weights are plain float32 now; left in place these two would have the
     # saved checkpoint loaded as a quantised one.

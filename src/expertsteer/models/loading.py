@@ -128,7 +128,7 @@ class ModelSource:
     device : str or None
         For example "cuda:0"; None: the CPU, or what ``device_map`` says.
     device_map : str, dict or None
-        Passed to transformers; "auto" spreads the model over the devices (needs accelerate).
+        Passed to transformers; "auto" spreads the model over the devices.
     revision : str or None
         Branch, tag or commit on the hub.
     attn_implementation : str or None
@@ -193,7 +193,7 @@ def load_model(source: str | Path | ModelSource | LanguageModel, **options: Any)
         reason = " ".join(str(error).split())
         raise ModelError(
             f"Got the model {source.name!r}, but expected one that transformers can load: "
-            f"{reason[:400]}"
+            f"{reason[:1000]}"
         ) from error
     if tokenizer.pad_token_id is None:
         # Padding is masked, so any token serves.

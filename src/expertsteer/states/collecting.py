@@ -105,15 +105,10 @@ def collect_states(
         rows_of.setdefault(span, []).append(row)
     saved = ShardedRows(save_to, description, values) if save_to else None
     done = saved.rows if saved else set()
-    # The batches of the whole collection, so that a continued one repeats them to the bit.
-    todo = [
-        batch
-        for batch in _batches(list(rows_of), batch_tokens)
-        if not all(done.issuperset(rows_of[span]) for span in batch)
-    ]
+    todo = [span for span, rows in rows_of.items() if not done.issuperset(rows)]
 
     bar = tqdm(
-        total=sum(len(span.ids) for batch in todo for span in batch),
+        total=sum(len(span.ids) for span in todo),
         desc=f"states of {Path(model.name).name}",
         unit="tok",
         unit_scale=True,
@@ -121,7 +116,7 @@ def collect_states(
         disable=not progress,
     )
     with bar, saved or contextlib.nullcontext(), _BlockReader(model, chosen) as reader:
-        for batch in todo:
+        for batch in _batches(todo, batch_tokens):
             states = reader.read(batch).to("cpu", dtype)
             # Before they are saved: a later run would take them for good ones.
             _require_finite(states, chosen, model.name)

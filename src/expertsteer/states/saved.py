@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import warnings
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from expertsteer.errors import StatesError
-from expertsteer.files import write_text
+from expertsteer.files import replacing, write_text
 from expertsteer.models.cache import require_disk
 from expertsteer.states.states import States, StatesDescription
 
@@ -94,9 +93,8 @@ class ShardedRows:
             return
         rows = torch.tensor(self.pending)
         path = self.folder / f"shard-{time.time_ns()}.safetensors"
-        scratch = path.with_suffix(".partial")
-        save_file({"rows": rows, "values": self.values[rows]}, scratch)
-        os.replace(scratch, path)
+        with replacing(path) as scratch:
+            save_file({"rows": rows, "values": self.values[rows]}, scratch)
         self.pending = []
         self.flushed_at = time.monotonic()
 
@@ -104,9 +102,7 @@ class ShardedRows:
 def load_states(folder: Path) -> States:
     """Load finished states; see `States.load`."""
     description = _read_manifest(folder)
-    dtype = getattr(torch, description.dtype)
-    shape = (description.n_texts, len(description.layers), description.model.width)
-    values = torch.empty(shape, dtype=dtype)
+    values = _empty_values(description, "cpu")
     rows, damaged = _read_shards(folder, values)
     if len(rows) < description.n_texts:
         names = ", ".join(path.name for path in damaged)
@@ -124,12 +120,24 @@ def _read_manifest(folder: Path) -> StatesDescription:
         fields = json.loads(path.read_text(encoding="utf-8"))
         found = {key: fields.pop(key) for key in _FORMAT}
         if found == _FORMAT:
-            return StatesDescription.from_dict(fields)
+            description = StatesDescription.from_dict(fields)
+            _empty_values(description, "meta")  # raises on sizes and types that cannot be
+            return description
     except FileNotFoundError as error:
-        raise StatesError(f"Got {folder}, but it holds no saved states ({_MANIFEST}).") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StatesError(f"Got {path}, but it cannot be read as saved states.") from error
+        raise StatesError(
+            f"Got {folder}, but expected saved states (no {_MANIFEST} there). Collect them first."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise StatesError(
+            f"Got {path}, but expected a readable manifest of saved states. Remove the folder and "
+            "collect the states again."
+        ) from error
     raise StatesError(f"Got {path} of {found}, but expected {_FORMAT}. Collect the states again.")
+
+
+def _empty_values(description: StatesDescription, device: str) -> torch.Tensor:
+    shape = (description.n_texts, len(description.layers), description.model.width)
+    return torch.empty(shape, dtype=getattr(torch, description.dtype), device=device)
 
 
 def _read_shards(folder: Path, values: torch.Tensor) -> tuple[set[int], list[Path]]:
@@ -139,9 +147,12 @@ def _read_shards(folder: Path, values: torch.Tensor) -> tuple[set[int], list[Pat
     for path in sorted(folder.glob(_SHARDS)):
         try:
             shard = load_file(path)
-            values[shard["rows"]] = shard["values"]
+            rows, saved = shard["rows"], shard["values"]
+            if saved.shape != (len(rows), *values.shape[1:]):
+                raise IndexError("assigning would repeat the values")
+            values[rows] = saved
         except (SafetensorError, KeyError, IndexError, RuntimeError, OSError):
             damaged.append(path)
             continue
-        done.update(shard["rows"].tolist())
+        done.update(rows.tolist())
     return done, damaged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,10 @@ class StatesDescription:
         """Rebuild a description from `to_dict`."""
         return cls(
             **fields
-            | {"model": ModelDescription(**fields["model"]), "layers": tuple(fields["layers"])}
+            | {
+                "model": ModelDescription(**fields["model"]),
+                "layers": tuple(map(operator.index, fields["layers"])),
+            }
         )
 
 
