@@ -21,6 +21,9 @@ docs: $(VENV)/.docs
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict
 
+docs-serve: $(VENV)/.docs
+	$(BIN)/mkdocs serve
+
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/recursive_feature_machine.py
 
@@ -39,6 +42,6 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) --editable ".[demo,dev]"
 	touch $@
 
-$(VENV)/.docs: $(VENV)/.demo
-	$(PIP) --editable ".[demo,docs]"
+$(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable ".[docs]"
 	touch $@

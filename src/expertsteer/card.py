@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from expertsteer.pack import SteeringPack
 
@@ -25,9 +29,10 @@ def pack_card(pack: SteeringPack, repo_id: str) -> str:
     """
     header = {
         "library_name": "expertsteer",
-        "base_model": pack.target.name,
         "tags": ["steering-vectors", "activation-steering"],
     }
+    if _may_be_on_the_hub(pack.target.name):
+        header["base_model"] = pack.target.name
     expert = pack.expert.name if pack.expert else "the target itself"
     rows = "\n".join(
         f"| {p.expert_layer} | {p.target_layer} | {pack.mean_residual_norms[p.target_layer]:,.1f} |"
@@ -65,3 +70,12 @@ has not been measured.
 {yaml.safe_dump(pack.provenance, sort_keys=False).strip()}
 ```
 """
+
+
+def _may_be_on_the_hub(name: str) -> bool:
+    """Tell hub ids from local folders, which the hub refuses as a base model."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name and not Path(name).exists()

@@ -53,19 +53,32 @@ def require_writable(path: str | Path) -> None:
     Parameters
     ----------
     path : str or Path
-        Its folder is made if missing; a file that is there is left as it is.
+        Nothing is left behind, and a file that is there stays as it is.
 
     Raises
     ------
     ExpertSteerError
         If the folder cannot be made or written, or the path is a folder.
     """
-    _scratch_beside(Path(path)).unlink()
+    path = Path(path)
+    _refuse_folder(path)
+    # A missing folder can be made where the nearest one above it can be written.
+    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=above)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    os.close(handle)
+    Path(name).unlink()
+
+
+def _refuse_folder(path: Path) -> None:
+    if os.path.isdir(path):  # unlike Path's own, False for a name that is too long
+        raise ExpertSteerError(f"Cannot write {path}: it is a folder.")
 
 
 def _scratch_beside(path: Path) -> Path:
-    if path.is_dir():
-        raise ExpertSteerError(f"Cannot write {path}: it is a folder.")
+    _refuse_folder(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

@@ -26,7 +26,13 @@ from expertsteer.directions import (
 )
 from expertsteer.errors import DataError, PackError, ParameterError
 from expertsteer.evaluation.preference import choose_by_preference, require_model
-from expertsteer.models import LanguageModel, ModelSource, explain_mismatch, load_model
+from expertsteer.models import (
+    LanguageModel,
+    ModelSource,
+    explain_mismatch,
+    load_model,
+    locate_model,
+)
 from expertsteer.pack import DEFAULT_STRENGTH, LayerPair, SteeringPack
 from expertsteer.pairing import mutual_information_table, same_depth_pairs, select_pairs
 from expertsteer.provenance import describe_settings, package_versions
@@ -162,6 +168,9 @@ class ExpertSteer:
         if self.strategy == "validated":
             require_model(target)
             examples.require_both_classes("validation", min_rows=1)
+        # A wrong name should not cost the minutes of collecting from the expert.
+        if alignment is None and isinstance(target, ModelSource | str | Path):
+            locate_model(target.name if isinstance(target, ModelSource) else target)
         paired_texts = examples if alignment_text is None else alignment_text
 
         # Steps 1 and 2: which layers, and an encoder for each pair of them.
@@ -298,11 +307,7 @@ class ExpertSteer:
                 f"Got states collected at position={found.position!r}, but this method reads "
                 f"position={self.position!r}. Choose the same."
             )
-        if found.layers != tuple(range(found.model.n_layers)):
-            raise DataError(
-                f"Got states of {len(found.layers)} of the {found.model.n_layers} layers of "
-                f"{found.model.name}, but expected all of them. Collect the others too."
-            )
+        states.require_all_layers()
 
     def _candidate_pairs(
         self, table: torch.Tensor, n_targets: int | None = None

@@ -15,9 +15,17 @@ from safetensors.torch import save_file
 from expertsteer.errors import PackError
 from expertsteer.files import replacing
 
-__all__ = ["load_tensor_file", "save_tensor_file"]
+__all__ = ["load_tensor_file", "save_tensor_file", "tensor_file_path"]
 
 _VERSION = 1
+
+
+def tensor_file_path(path: str | Path) -> Path:
+    """Return the path that a tensor file of this name is saved at."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        path = path.with_name(path.name + ".safetensors")
+    return path
 
 
 def save_tensor_file(
@@ -40,9 +48,7 @@ def save_tensor_file(
     Path
         The file written.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        path = path.with_name(path.name + ".safetensors")
+    path = tensor_file_path(path)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(description, sort_keys=True)
     metadata = {
@@ -79,8 +85,9 @@ def load_tensor_file(path: str | Path, kind: str) -> tuple[dict[str, torch.Tenso
     """
     path = Path(path)
     noun = kind.replace("-", " ")
+    one = f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
     if not path.is_file():
-        raise PackError(f"Got {path}, but there is no such file. Expected a {noun}.")
+        raise PackError(f"Got {path}, but there is no such file. Expected {one}.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -90,7 +97,7 @@ def load_tensor_file(path: str | Path, kind: str) -> tuple[dict[str, torch.Tenso
             f"Got {path}, but it is not a readable {noun}: truncated or not safetensors ({error})."
         ) from error
     if metadata.get("format") != f"expertsteer-{kind}":
-        raise PackError(f"Got {path} of format {metadata.get('format')!r}, but expected a {noun}.")
+        raise PackError(f"Got {path} of format {metadata.get('format')!r}, but expected {one}.")
     if metadata.get("version") != str(_VERSION):
         raise PackError(
             f"Got {path} of version {metadata.get('version')!r}, but this release reads version "
@@ -107,5 +114,5 @@ def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -37,7 +37,9 @@ def load_vector(path: str | Path) -> SteeringPack | torch.Tensor:
         raise PackError(f"Got {path}, but there is no such file.")
     if path.suffix == ".npy":
         try:
-            array = np.load(path, allow_pickle=False)
+            with path.open("rb") as file:
+                # Not np.load: that would also open archives and pickles.
+                array = np.lib.format.read_array(file, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             raise PackError(f"Got {path}, but it is not a plain numpy array ({error}).") from error
         if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):

@@ -226,3 +226,12 @@ def test_loading_leaves_progress_bars_as_they_were(checkpoint):
         assert not logging.is_progress_bar_enabled()
     finally:
         logging.enable_progress_bar()
+
+
+def test_weights_that_memory_cannot_hold_are_foreseen(checkpoint, monkeypatch):
+    needed = sum(p.numel() for p in tiny_model("llama").parameters())
+    free = type("Memory", (), {"available": 3 * needed})
+    monkeypatch.setattr("expertsteer.models.loading.psutil.virtual_memory", lambda: free)
+    with pytest.raises(ModelError, match=r"free memory.*bfloat16"):
+        load_model(checkpoint, dtype="float32")
+    assert load_model(checkpoint, dtype="bfloat16").model.dtype == torch.bfloat16

@@ -91,9 +91,12 @@ class Alignment:
         Raises
         ------
         DataError
-            If the states are not of the same texts.
+            If the states are not of the same texts, or not of all layers, which the table
+            of mutual information is made of.
         """
         check_paired(expert_states, target_states)
+        for states in (expert_states, target_states):
+            states.require_all_layers()
         if table is None:
             table = torch.as_tensor(
                 mutual_information_table(expert_states.values, target_states.values)
@@ -103,10 +106,8 @@ class Alignment:
         for i, j in tqdm(list(pairs), desc="alignment", delay=1, disable=not progress):
             fitted = aligner.unfitted().fit(expert_states.layer(i), target_states.layer(j))
             encoders[i, j] = (fitted.encoder_weight_, fitted.encoder_bias_)
-            information = table[expert_states.layers.index(i), target_states.layers.index(j)]
-            measured.append(
-                LayerPair(i, j, float(information), fitted.r2_, fitted.reconstruction_error_)
-            )
+            information = float(table[i, j])
+            measured.append(LayerPair(i, j, information, fitted.r2_, fitted.reconstruction_error_))
         targets = {pair.target_layer for pair in measured}
         return cls(
             encoders=encoders,

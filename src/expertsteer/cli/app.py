@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,8 @@ __all__ = ["app", "main"]
 
 # What typer makes of Ctrl-C.
 _INTERRUPTED = 130
+# Typer has moved click's errors between releases; this way to them stays.
+_UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="expertsteer",
@@ -31,7 +33,7 @@ app = typer.Typer(
     "touching its weights.\n\nStart with [bold]expertsteer demo[/bold]. The usual way is "
     "[bold]fit[/bold] (target + expert + labelled texts → a pack), then [bold]generate[/bold] or "
     "[bold]chat[/bold].",
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -49,11 +51,15 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     warnings_as_messages()
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
 def main() -> None:
@@ -62,14 +68,22 @@ def main() -> None:
     Exits with 0 for success, 1 for an error, 2 for wrong usage and 130 for Ctrl-C.
     """
     try:
-        app()
+        # Not standalone: typer would draw a frame around wrong usage, and an error is one line.
+        code = app(standalone_mode=False) or 0
+    except _UsageError as error:
+        print_error(error.format_message())
+        if error.ctx:
+            say(f"{error.ctx.command_path} --help shows what it takes")
+        sys.exit(2)
     except ExpertSteerError as error:
         print_error(str(error))
         sys.exit(1)
-    except MemoryError:
-        print_error("Out of memory. Use fewer layers, texts or a smaller model.")
+    except (MemoryError, RuntimeError) as error:
+        # torch has no class of its own for what the CPU's memory cannot hold.
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        print_error("Out of memory. Use fewer layers or texts, a lower --dtype or a smaller model.")
         sys.exit(1)
-    except SystemExit as stop:
-        if stop.code == _INTERRUPTED:
-            say("interrupted; states collected so far are kept, the same command goes on from them")
-        raise
+    if code == _INTERRUPTED:
+        say("interrupted; states collected so far are kept, the same command goes on from them")
+    sys.exit(code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +16,7 @@ __all__ = ["collect"]
 def collect(
     context: typer.Context,
     model: Annotated[str, typer.Option("--model", "-m", help="The model to read.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    output: options.OutputFolder,
     data: options.OptionalDataFile = None,
     text: options.TextFile = None,
     n_beginnings: options.NumberOfBeginnings = 1500,
@@ -32,7 +31,7 @@ def collect(
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     attn_implementation: options.AttnImplementation = None,
-    revision: options.TargetRevision = None,
+    revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     seed: options.Seed = 0,
     as_json: options.Json = False,

@@ -61,9 +61,7 @@ def compare(
     trust_remote_code: options.TrustRemoteCode = False,
     cache_dir: options.CacheDir = None,
     no_cache: options.NoCache = False,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", help="Also draw the rows (.png, .svg or .pdf).")
-    ] = None,
+    plot: options.RowsPlotFile = None,
     force: options.Force = False,
     seed: options.Seed = 0,
     as_json: options.Json = False,
@@ -85,6 +83,7 @@ def compare(
     from expertsteer.files import write_text
     from expertsteer.models import load_model
     from expertsteer.pack import SteeringPack
+    from expertsteer.steering import check_strength
 
     effect_words = EffectWords.load(words)
     examples = options.load_data(
@@ -107,7 +106,9 @@ def compare(
         keep_encoders=False,
         seed=seed,
     )
+    check_strength(strength)
     known = SteeringPack.load(pack) if pack else None
+    plain_text = options.beginnings(text, n_beginnings, seed)
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)
     target_model = load_model(loading.source(target, target_revision))
     expert_model = load_model(loading.source(expert, expert_revision))
@@ -122,7 +123,7 @@ def compare(
         effect_words,
         pack=known,
         steer=steer,
-        plain_text=options.beginnings(text, n_beginnings, seed),
+        plain_text=plain_text,
         strength=strength,
         seeds=(seed, seed + 1),
         force=force,

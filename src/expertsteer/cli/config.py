@@ -37,19 +37,26 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise ParameterError(f"Got {path}, but it is not valid YAML: {reason}") from error
     if not isinstance(values, dict):
         raise ParameterError(f"Got {path}, but expected a mapping of option names to values.")
-    known = {p.name for p in context.command.params if p.name} - _NOT_SETTINGS - {"help"}
+    parameters = {p.name: p for p in context.command.params if p.name}
+    known = parameters.keys() - _NOT_SETTINGS - {"help"}
     command = values.pop("command", context.info_name)
     if command != context.info_name:
         raise ParameterError(
             f"Got {path}, a configuration of {command!r}, but expected one of "
             f"{context.info_name!r}."
         )
-    for key in values:
+    for key, value in values.items():
         if key not in known:
             raise ParameterError(
                 f"Got {path} with the unknown option {key!r}, but expected some of "
                 f"{', '.join(sorted(known))}."
             )
+        parameter: Any = parameters[key]
+        repeatable = getattr(parameter, "multiple", False) or parameter.nargs == -1
+        if isinstance(value, dict) or (isinstance(value, list) and not repeatable):
+            raise ParameterError(f"Got {path} with {key}={value!r}, but expected one value.")
+        if repeatable and value is not None and not isinstance(value, list):
+            values[key] = [value]
     context.default_map = values
     return path
 

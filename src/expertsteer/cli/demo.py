@@ -16,9 +16,7 @@ __all__ = ["demo"]
 
 
 def demo(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The folder for the pack, table and picture.")
-    ] = Path("demo-output"),
+    output: options.OutputFolder = Path("demo-output"),
     target: options.TargetModel = "gemma-3-270m",
     expert: options.ExpertModel = "smollm2-135m-instruct",
     strength: Annotated[float, typer.Option(help="Relative to the mean residual norm.")] = 0.1,

@@ -35,7 +35,8 @@ def fit(
     alignment: Annotated[
         Path | None,
         typer.Option(
-            help="An alignment fitted before (from align); the target then reads no labelled text.",
+            help="An alignment fitted before (from align); the target then reads no labelled text, "
+            "except that --strategy validated tries the layers on the validation texts.",
             rich_help_panel="Data",
         ),
     ] = None,

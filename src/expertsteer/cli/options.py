@@ -71,7 +71,7 @@ Device = Annotated[
 DeviceMap = Annotated[
     str | None,
     typer.Option(
-        help="Spread a model over devices: auto, balanced, ....",
+        help="Spread a model over devices: auto, balanced or sequential.",
         rich_help_panel=_MODELS,
     ),
 ]
@@ -82,14 +82,18 @@ AttnImplementation = Annotated[
 TargetRevision = Annotated[
     str | None, typer.Option(help="Hub revision of the target.", rich_help_panel=_MODELS)
 ]
+Revision = Annotated[
+    str | None, typer.Option(help="Hub revision of the model.", rich_help_panel=_MODELS)
+]
 ExpertRevision = Annotated[
     str | None, typer.Option(help="Hub revision of the expert.", rich_help_panel=_MODELS)
 ]
 _LABELLED = typer.Option(
     "--data",
     "-d",
-    help="Labelled texts: a .jsonl, .csv or .parquet file, or a hub data set. Columns text and "
-    "label; positive and negative; question, choices and answer; or prompt, answer and label.",
+    help="Labelled texts: a .jsonl, .json, .csv or .parquet file, or a hub data set. "
+    "Columns text and label; positive and negative; question, choices and answer; prompt, answer "
+    "and label; or prompt and matches.",
     rich_help_panel=_DATA,
 )
 DataFile = Annotated[str, _LABELLED]
@@ -191,6 +195,30 @@ def _check_output(path: Path | None) -> Path | None:
     return path
 
 
+def _check_tensor_file(path: Path) -> Path:
+    from expertsteer.tensor_file import tensor_file_path
+
+    _check_output(path)
+    _check_output(tensor_file_path(path))
+    return path
+
+
+def _check_rows(path: Path | None) -> Path | None:
+    if path is not None and path.suffix == ".yaml":
+        raise ParameterError(
+            f"Got --output {path}, but expected another name: its configuration goes there. "
+            "The rows are JSON; name a .json file."
+        )
+    return _check_output(path)
+
+
+def _check_folder(path: Path) -> Path:
+    if path.exists() and not path.is_dir():
+        raise ParameterError(f"Got --output {path}, which is a file, but expected a folder.")
+    _check_output(path / "states.json")
+    return path
+
+
 def _check_picture(path: Path | None) -> Path | None:
     if path is not None:
         from expertsteer.plots import picture_kind
@@ -202,12 +230,15 @@ def _check_picture(path: Path | None) -> Path | None:
 OutputFile = Annotated[
     Path,
     typer.Option(
-        "--output", "-o", help="The file to write (.safetensors).", callback=_check_output
+        "--output", "-o", help="The file to write (.safetensors).", callback=_check_tensor_file
     ),
 ]
 OptionalOutputFile = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="Also write the rows as JSON.", callback=_check_output),
+    typer.Option("--output", "-o", help="Also write the rows as JSON.", callback=_check_rows),
+]
+OutputFolder = Annotated[
+    Path, typer.Option("--output", "-o", help="The folder to write.", callback=_check_folder)
 ]
 PlotFile = Annotated[
     Path | None,
@@ -215,6 +246,12 @@ PlotFile = Annotated[
         "--plot",
         help="Write a picture of the mutual information table (.png, .svg).",
         callback=_check_picture,
+    ),
+]
+RowsPlotFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot", help="Also draw the rows (.png, .svg or .pdf).", callback=_check_picture
     ),
 ]
 

@@ -9,7 +9,7 @@ from expertsteer.models.blocks import (
 )
 from expertsteer.models.embedded import EMBEDDED_MODELS
 from expertsteer.models.fingerprint import ModelDescription, describe_model, explain_mismatch
-from expertsteer.models.loading import DTYPES, LanguageModel, ModelSource, load_model
+from expertsteer.models.loading import DTYPES, LanguageModel, ModelSource, load_model, locate_model
 
 __all__ = [
     "DTYPES",
@@ -23,6 +23,7 @@ __all__ = [
     "explain_mismatch",
     "find_blocks",
     "load_model",
+    "locate_model",
     "residual_width",
     "unwrap",
 ]

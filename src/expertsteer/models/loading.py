@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -25,7 +28,7 @@ from expertsteer.models.embedded import EMBEDDED_MODELS, embedded_checkpoint
 from expertsteer.models.fingerprint import ModelDescription, describe_model
 from expertsteer.models.gguf import converted_checkpoint
 
-__all__ = ["DTYPES", "LanguageModel", "ModelSource", "load_model"]
+__all__ = ["DTYPES", "LanguageModel", "ModelSource", "load_model", "locate_model"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -178,7 +181,9 @@ def load_model(source: str | Path | ModelSource | LanguageModel, **options: Any)
         "revision": source.revision or "main",
         "trust_remote_code": source.trust_remote_code,
     }
-    place = _place(source.name)
+    place = locate_model(source.name)
+    if source.device is None and source.device_map is None:
+        _require_memory(Path(place), source.dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **common)
         with _quiet_loading():
@@ -202,7 +207,25 @@ def load_model(source: str | Path | ModelSource | LanguageModel, **options: Any)
     return LanguageModel(model.eval(), tokenizer, source.name, source.revision)
 
 
-def _place(name: str) -> str:
+def locate_model(name: str | Path) -> str:
+    """Return where transformers finds a model; files are converted to checkpoints first.
+
+    Parameters
+    ----------
+    name : str or Path
+        As in `ModelSource`.
+
+    Returns
+    -------
+    str
+        A folder, or the hub id as it is.
+
+    Raises
+    ------
+    ModelError
+        If there is no such file, folder or embedded model.
+    """
+    name = str(name)
     if name in EMBEDDED_MODELS:
         return str(embedded_checkpoint(name))
     path = Path(name).expanduser()
@@ -225,6 +248,35 @@ def _place(name: str) -> str:
             f"or an embedded name ({known})."
         )
     return name
+
+
+def _require_memory(folder: Path, dtype: str | torch.dtype) -> None:
+    """Raise before a checkpoint on disk is read that memory cannot hold."""
+    wanted = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a mapping
+                    part = file.get_slice(name)
+                    stored = _ITEM_SIZES.get(part.get_dtype(), 4)
+                    wanted += math.prod(part.get_shape()) * _item_size(dtype, stored)
+        except (SafetensorError, OSError):
+            return  # the load itself says what is wrong with it
+    available = psutil.virtual_memory().available
+    if wanted > available:
+        raise ModelError(
+            f"Got {available / 1e9:.1f} GB of free memory, but expected {wanted / 1e9:.1f} GB for "
+            f"the weights in {folder}. Choose dtype='bfloat16', a device or a smaller model."
+        )
+
+
+_ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+def _item_size(dtype: str | torch.dtype, stored: int) -> int:
+    if dtype == "auto":
+        return stored
+    return (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize
 
 
 # Hub ids from before owners existed.

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from expertsteer.errors import StatesError
-from expertsteer.models import ModelDescription
+from expertsteer.errors import DataError, StatesError
+from expertsteer.models import ModelDescription, check_layers
 
 __all__ = ["States", "StatesDescription"]
 
@@ -84,12 +84,23 @@ class States:
 
     def layer(self, layer: int) -> torch.Tensor:
         """Return the states of one block as float32, shape (n, width)."""
+        model = self.description.model
+        check_layers([layer], model.n_layers, model.name)
         if layer not in self.layers:
             raise StatesError(
                 f"Got layer {layer}, but these states hold the layers "
                 f"{', '.join(map(str, self.layers))}. Collect the states of that layer too."
             )
         return self.values[:, self.layers.index(layer)].float()
+
+    def require_all_layers(self) -> None:
+        """Raise DataError unless these are the states of every layer of their model."""
+        model = self.description.model
+        if self.layers != tuple(range(model.n_layers)):
+            raise DataError(
+                f"Got states of {len(self.layers)} of the {model.n_layers} layers of "
+                f"{model.name}, but expected all of them. Collect the others too."
+            )
 
     def rows(self, index: torch.Tensor) -> States:
         """Return the states of some of the texts."""

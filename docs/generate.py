@@ -1,0 +1,258 @@
+"""Write the parts of the documentation that come from the code and from results.
+
+``docs/reference/command-line.md`` comes from the command line itself, the tables between
+markers in ``docs/method.md`` from the files of results. With ``--check`` nothing is written,
+and the exit code is 1 where a page is out of date.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import typing
+from enum import Enum
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any
+
+import typer
+from typer.models import ArgumentInfo, OptionInfo
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND_LINE = ROOT / "docs/reference/command-line.md"
+METHOD = ROOT / "docs/method.md"
+COMPARISON = ROOT / "docs/results/demo.json"
+LOWEST = ROOT / "docs/results/lowest_mi.json"
+SPEED = ROOT / "benchmarks/results/recursive_feature_machine.json"
+REMAKE = {
+    COMPARISON: "`expertsteer demo --output demo-output`, then copy demo-output/comparison.json",
+    LOWEST: "the command in docs/method.md that ends in --output docs/results/lowest_mi.json",
+    SPEED: "`make bench`",
+}
+INTRODUCTION = """\
+<!-- Written by docs/generate.py; edit the commands, not this page. -->
+# Command line
+
+`expertsteer --help` lists the commands, and `expertsteer COMMAND --help` shows what follows.
+Answers go to standard output, messages and progress bars to standard error.
+
+| exit code | meaning |
+|---|---|
+| 0 | success |
+| 1 | an error; one line on standard error says what was found, what was expected and what to do |
+| 2 | wrong usage, such as an unknown option |
+| 130 | Ctrl-C; states collected so far are kept |
+"""
+
+
+class GenerationError(Exception):
+    """A page cannot be made; the message says what is missing."""
+
+
+# Command line ------------------------------------------------------------------------
+
+
+def command_line_page() -> str:
+    """Return the reference of all commands as Markdown."""
+    from expertsteer.cli.app import app
+
+    commands = {(entry.name or entry.callback.__name__): entry for entry in app.registered_commands}
+    sections = [INTRODUCTION]
+    for name, entry in commands.items():
+        sections += [f"## `expertsteer {name}`", *_description(entry.callback)]
+        sections += _options(entry.callback)
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+def _description(command: Any) -> list[str]:
+    paragraphs = []
+    for paragraph in inspect.getdoc(command).split("\n\n"):
+        text = " ".join(paragraph.split())
+        example = text.removeprefix("Example: ")
+        paragraphs.append(text if example == text else f"```bash\n{example}\n```")
+    return paragraphs
+
+
+def _options(command: Any) -> list[str]:
+    hints = typing.get_type_hints(command, include_extras=True)
+    panels: dict[str, list[str]] = {}
+    for parameter in inspect.signature(command).parameters.values():
+        hint = hints[parameter.name]
+        if hint is typer.Context:
+            continue
+        kind, info = typing.get_args(hint)[:2]
+        panel = "Arguments" if isinstance(info, ArgumentInfo) else info.rich_help_panel or "Options"
+        panels.setdefault(panel, []).append(_row(parameter, kind, info))
+    head = "| | default | |\n|---|---|---|"
+    order = ["Arguments", *(name for name in panels if name not in ("Arguments", "Options"))]
+    return [
+        f"**{panel}**\n\n{head}\n" + "\n".join(panels[panel])
+        for panel in [*order, "Options"]
+        if panel in panels
+    ]
+
+
+def _row(parameter: inspect.Parameter, kind: Any, info: OptionInfo | ArgumentInfo) -> str:
+    kind = _plain_type(kind)
+    if isinstance(info, ArgumentInfo):
+        names = f"`{parameter.name.upper()}`"
+    else:
+        # Inside Annotated, the first name given lands where a default otherwise stands.
+        given = [info.default] if isinstance(info.default, str) else []
+        declared = [*given, *(info.param_decls or ())]
+        declared = declared or [f"--{parameter.name.replace('_', '-')}"]
+        value = "" if kind is bool else f" {_value_name(kind)}"
+        longest_last = sorted(declared, key=len)
+        names = ", ".join(f"`{name}`" for name in longest_last[:-1])
+        names += (", " if names else "") + f"`{longest_last[-1]}{value}`"
+    text = " ".join((info.help or "").split())
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        text += f" One of {', '.join(f'`{member.value}`' for member in kind)}."
+    if info.min is not None:
+        text += f" From {info.min:g} up."
+    return f"| {names} | {_default(parameter.default)} | {text.replace('|', chr(92) + '|')} |"
+
+
+def _plain_type(kind: Any) -> Any:
+    """Return X of ``X | None`` and of ``list[X]``."""
+    if isinstance(kind, UnionType) or typing.get_origin(kind) is typing.Union:
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is list else kind
+
+
+def _value_name(kind: Any) -> str:
+    if issubclass(kind, Enum):
+        return "NAME"
+    return {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH"}[kind]
+
+
+def _default(value: Any) -> str:
+    if value is inspect.Parameter.empty:
+        return "required"
+    if value is None or value is False:
+        return ""
+    return f"`{value.value if isinstance(value, Enum) else value}`"
+
+
+# Results -----------------------------------------------------------------------------
+
+
+def method_page() -> str:
+    """Return the page of the method with its tables filled in."""
+    page = METHOD.read_text(encoding="utf-8")
+    tables = {
+        "comparison": _comparison(COMPARISON),
+        "lowest": _comparison(LOWEST),
+        "speed": _speed(),
+    }
+    for name, table in tables.items():
+        before, after = f"<!-- {name}: written by docs/generate.py -->", f"<!-- {name}: end -->"
+        if page.count(before) != 1 or page.count(after) != 1:
+            raise GenerationError(f"docs/method.md has no place marked for the table {name!r}.")
+        head, _, rest = page.partition(before)
+        _, _, tail = rest.partition(after)
+        page = f"{head}{before}\n\n{table}\n\n{after}{tail}"
+    return page
+
+
+def _comparison(path: Path) -> str:
+    results = _read(path)
+    provenance = results["provenance"]
+    rows = ["| vector | cosine | effect | 95 % interval | perplexity |", "|---|--:|--:|--:|--:|"]
+    for row in results["rows"]:
+        perplexity = row["perplexity"]
+        shown = f"{perplexity:,.1f}" if perplexity < 1000 else f"{perplexity:,.0f}"
+        cells = [row["method"], "", "", "", shown]
+        if row["cosine"] is not None:
+            low, high = row["effect_interval"]
+            cells[1:4] = [
+                f"{row['cosine']:+.2f}",
+                f"{row['effect']:+.2f}",
+                f"{low:+.2f} to {high:+.2f}",
+            ]
+        numbers = [cell.replace("-", "−") for cell in cells[1:]]
+        rows.append("| " + " | ".join([row["method"], *numbers]) + " |")
+    pairs = ", ".join(f"{p['expert_layer']} → {p['target_layer']}" for p in results["pairs"])
+    r2 = ", ".join(f"{p['r2']:.2f}" for p in results["pairs"])
+    expert, target = (_model(provenance[role]) for role in ("expert", "target"))
+    data = provenance["data"]
+    seeds = " and ".join(map(str, provenance["seeds"]))
+    plain = provenance["n_plain_texts"]
+    aligned_on = f", and {plain:,} sentence beginnings of plain text" if plain else ""
+    facts = (
+        f"Expert: {expert}. Target: {target}. Layers (expert → target): {pairs}, held-out R² of "
+        f"the encoder {r2}. Strength: {results['strength']:g} of the mean residual norm. Vectors: "
+        f"{data['n_examples']} labelled texts (train and validation splits){aligned_on}. Effect: "
+        f"{results['n_prompts']} prompts. Perplexity: {results['n_sentences']} sentences. Seeds: "
+        f"{seeds}. {_machine(provenance['machine'], provenance['versions'])}"
+    )
+    return "\n".join(rows) + f"\n\n{facts}"
+
+
+def _speed() -> str:
+    results = _read(SPEED)
+    rows = [
+        "| n | d | this package (s) | xrfm (s) | ratio (range) | cosine, float32 | float64 |",
+        "|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    rows += [
+        f"| {row['n']} | {row['d']:,} | {row['seconds']:.3f} | {row['xrfm_seconds']:.3f} "
+        f"| {row['ratio']:.1f} ({row['ratio_range'][0]:.1f} to {row['ratio_range'][1]:.1f}) "
+        f"| {row['lowest_cosine_float32']:.6f} | {row['lowest_cosine_float64']:.6f} |"
+        for row in results["rows"]
+    ]
+    facts = (
+        f"{results['iterations']} rounds, {results['repeats']} repeats, "
+        f"{results['threads']} threads. {_machine(results['machine'], results['versions'])}"
+    )
+    return "\n".join(rows) + f"\n\n{facts}"
+
+
+def _model(model: dict[str, Any]) -> str:
+    return f"`{model['name']}` ({model['n_layers']} layers × {model['width']})"
+
+
+def _machine(machine: dict[str, Any], versions: dict[str, str]) -> str:
+    accelerators = ", ".join(machine["accelerators"]) or "no accelerator"
+    used = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"Machine: {machine['processor']} ({machine['instructions']}), {machine['cores']} cores, "
+        f"{machine['memory_gib']} GiB, {accelerators}, {machine['system']}; {used}."
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise GenerationError(
+            f"There are no results at {path.relative_to(ROOT)}. Make them with {REMAKE[path]}."
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+# -------------------------------------------------------------------------------------
+
+
+def main(check: Annotated[bool, typer.Option("--check", help="Write nothing.")] = False) -> None:
+    """Bring the generated pages up to date."""
+    problems = []
+    for path, make in ((COMMAND_LINE, command_line_page), (METHOD, method_page)):
+        try:
+            text = make()
+        except GenerationError as error:
+            problems.append(str(error))
+            continue
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        name = path.relative_to(ROOT)
+        if check:
+            problems.append(f"{name} is out of date. Run: python docs/generate.py")
+        else:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {name}")
+    if problems:
+        sys.exit("\n".join(f"error: {problem}" for problem in problems))
+
+
+if __name__ == "__main__":
+    typer.run(main)
