@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
 from tqdm.auto import tqdm
 
 from expertsteer.alignment import Aligner, Alignment, Ridge
 from expertsteer.data import EffectWords, LabelledExamples
 from expertsteer.directions import DirectionFinder, MeanDifference
 from expertsteer.evaluation.effect import perplexity, word_log_odds
+from expertsteer.evaluation.intervals import mean_interval
 from expertsteer.models import LanguageModel, ModelSource, load_model
 from expertsteer.pack import LayerPair, SteeringPack
 from expertsteer.pipeline import ExpertSteer, fit_direction
@@ -218,7 +218,9 @@ def compare(
         cosine = float(
             np.mean([float(vectors[j] @ torch.as_tensor(reference[j])) for _, j in layers])
         )
-        rows.append(ComparisonRow(name, cosine, float(change.mean()), _interval(change), damaged))
+        rows.append(
+            ComparisonRow(name, cosine, float(change.mean()), mean_interval(change), damaged)
+        )
     return Comparison(
         rows=tuple(rows),
         pairs=pack.pairs,
@@ -246,8 +248,3 @@ def _shuffled(examples: LabelledExamples, rng: np.random.Generator) -> np.ndarra
         rows = np.flatnonzero(splits == split)
         labels[rows] = rng.permutation(labels[rows])
     return labels
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    result = bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=0)
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)

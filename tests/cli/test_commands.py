@@ -350,6 +350,28 @@ def test_inspect_tells_what_there_is(world, made, run, name, kind):
     assert summary.get("target", summary.get("model"))["width"] == 32
 
 
+def test_evaluate_questions_unsteered_and_steered(world, made, run, work):
+    rows = [
+        {"question": f"{word} day", "choices": ["good", "bad", "sad"], "answer": n % 3}
+        for n, word in enumerate(["book", "meal", "film", "news", "trip", "house"] * 5)
+    ]
+    Path("questions.json").write_text(json.dumps([row | {"split": "test"} for row in rows]))
+    asks = ["evaluate", "-t", world.target, "-d", "questions.json", "-o", "out", "--text"]
+    asks += [world.text, "--n-plain", 5, "-p", made / "pack.safetensors", "-s", 0.3]
+    outcome = run(*asks)
+    assert outcome.code == 0, outcome.err
+    for shown in ("30 questions", "acc_norm", "+0.3", "5 plain texts"):
+        assert shown in outcome.out
+    files = {path.name for path in Path("out").iterdir()}
+    assert files == {"rows.jsonl", "plain.jsonl", "run.json", "summary.json", "evaluate.yaml"}
+    again = run("evaluate", "--config", "out/evaluate.yaml", "--json").json
+    assert again["n_questions"] == 30
+    assert len(Path("out/rows.jsonl").read_text().splitlines()) == 60
+    assert run(*asks, "--letters").code == 1
+    assert run("evaluate", "-t", world.target, "-d", world.data, "-o", "x").code == 1
+    assert run("evaluate", "-t", world.target, "-d", "questions.json", "-s", 1).code == 1
+
+
 def test_inspect_draws_the_table_of_an_alignment(made, run):
     outcome = run("inspect", made / "alignment.safetensors", "--plot", "deep/table.svg")
     assert outcome.code == 0

@@ -13,6 +13,7 @@ from expertsteer.cli.chat import chat
 from expertsteer.cli.collect import collect
 from expertsteer.cli.compare import compare
 from expertsteer.cli.demo import demo
+from expertsteer.cli.evaluate import evaluate
 from expertsteer.cli.fit import fit
 from expertsteer.cli.generate import generate
 from expertsteer.cli.inspect import inspect
@@ -39,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (fit, generate, chat, compare, inspect, collect, align, transfer, demo):
+for command in (fit, generate, chat, compare, evaluate, inspect, collect, align, transfer, demo):
     app.command()(command)
 
 

@@ -8,19 +8,21 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     from expertsteer.comparison import Comparison
+    from expertsteer.evaluation.evaluate import Evaluation
     from expertsteer.generation import Generation
     from expertsteer.pack import LayerPair
 
 __all__ = [
     "answer",
     "comparison_table",
+    "evaluation_tables",
     "generation_table",
     "pairs_table",
     "print_error",
@@ -136,6 +138,53 @@ def generation_table(generations: Sequence[Generation]) -> Table:
         continued = [Text(generation.continuations[s].strip()) for s in strengths]
         table.add_row(Text(generation.prompt), *continued)
     return table
+
+
+def evaluation_tables(evaluation: Evaluation) -> Group:
+    """Return the tables of an evaluation: answers and damage by strength."""
+    answers = Table(
+        title=f"{evaluation.n_questions} questions",
+        title_justify="left",
+        caption="95 % bootstrap intervals over the questions; changes from unsteered are paired",
+        caption_justify="left",
+    )
+    for name in ("strength", "metric"):
+        answers.add_column(name, no_wrap=True)
+    for name in ("mean", "95 % interval", "change", "95 % interval"):
+        answers.add_column(name, justify="right", no_wrap=True)
+    for strength, metrics in evaluation.measurements.items():
+        for metric, found in metrics.items():
+            change = [f"{found.change:+.3f}", _interval(found.change_interval, "+.3f")]
+            answers.add_row(
+                _strength(strength),
+                metric,
+                f"{found.mean:.3f}",
+                _interval(found.interval, ".3f"),
+                *(change if strength else ["–", "–"]),
+            )
+        answers.add_section()
+    if not evaluation.perplexity:
+        return Group(answers)
+    damage = Table(title=f"{evaluation.n_plain_texts} plain texts", title_justify="left")
+    damage.add_column("strength")
+    for name in ("perplexity", "times unsteered", "KL a token (nats)"):
+        damage.add_column(name, justify="right")
+    for strength, perplexity in evaluation.perplexity.items():
+        damage.add_row(
+            _strength(strength),
+            f"{perplexity:,.1f}",
+            f"{perplexity / evaluation.perplexity[0.0]:,.2f}",
+            f"{evaluation.divergence[strength]:.4f}",
+        )
+    return Group(answers, damage)
+
+
+def _strength(strength: float) -> str:
+    return f"{strength:+g}" if strength else "0"
+
+
+def _interval(interval: tuple[float, float], style: str) -> str:
+    return f"{interval[0]:{style}} to {interval[1]:{style}}"
 
 
 def _number(value: float | None, style: str) -> str:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
 from tqdm.auto import tqdm
 
 from expertsteer.data import RenderedText
+from expertsteer.errors import DataError
 from expertsteer.models import LanguageModel
 
 __all__ = [
     "ContinuationScore",
     "Request",
+    "TokenDamage",
     "continuation_log_likelihoods",
+    "encode_request",
     "mean_log_likelihoods",
     "next_token_log_probabilities",
+    "token_divergences",
     "token_log_likelihoods",
 ]
 
@@ -49,6 +54,67 @@ class ContinuationScore(NamedTuple):
 
     log_likelihood: float
     is_greedy: bool
+
+
+def encode_request(
+    model: LanguageModel, prompt: str, answers: Sequence[str], *, has_special_tokens: bool = False
+) -> tuple[Request, bool]:
+    """Tokenise a prompt and its possible answers the way lm-eval does.
+
+    An answer's tokens are those that the whole text has beyond the prompt's, so that a
+    token is never cut at the seam's wrong side.
+
+    Parameters
+    ----------
+    model : LanguageModel
+        Supplies the tokenizer and the context length.
+    prompt : str
+        Spaces at its end count as the answers' beginning.
+    answers : sequence of str
+    has_special_tokens : bool, default=False
+        Whether a chat template has put them there.
+
+    Returns
+    -------
+    request : Request
+    is_cut : bool
+        Whether the prompt lost its beginning because the longest answer would not have
+        fitted the context with it.
+
+    Raises
+    ------
+    DataError
+        If an answer has no tokens of its own.
+    """
+    stripped = prompt.rstrip()
+    answers = [prompt[len(stripped) :] + answer for answer in answers]
+    special: dict[str, Any] = {"add_special_tokens": not has_special_tokens, "verbose": False}
+    context = model.tokenizer(stripped, **special)["input_ids"]
+    continuations = []
+    for answer in answers:
+        tokens = model.tokenizer(stripped + answer, **special)["input_ids"][len(context) :]
+        if not tokens:
+            raise DataError(f"Got the answer {answer!r} without a token of its own after a prompt.")
+        continuations.append(tuple(tokens))
+    # The newest token is predicted and never read.
+    room = model.context_length - max(map(len, continuations)) + 1
+    return Request(tuple(context[-room:]), tuple(continuations)), len(context) > room
+
+
+class TokenDamage(NamedTuple):
+    """What steering does to the predictions of a text's tokens, each of shape (n_tokens - 1,).
+
+    Attributes
+    ----------
+    log_likelihood, steered_log_likelihood : Tensor
+        Of the tokens, in nats.
+    divergence : Tensor
+        KL divergence of the steered from the unsteered next-token distribution, in nats.
+    """
+
+    log_likelihood: torch.Tensor
+    steered_log_likelihood: torch.Tensor
+    divergence: torch.Tensor
 
 
 @torch.inference_mode()
@@ -99,13 +165,85 @@ def token_log_likelihoods(
     list of Tensor of shape (n_tokens - 1,)
         float32, in nats; the first token has nothing before it.
     """
-    ids = [
+    return [values for values, _ in _read_whole(model, _tokenised(model, texts))]
+
+
+@torch.inference_mode()
+def token_divergences(
+    model: LanguageModel, texts: Sequence[RenderedText], steering: AbstractContextManager[Any]
+) -> list[TokenDamage]:
+    """Return what steering does to the next-token distributions in every text.
+
+    Parameters
+    ----------
+    model : LanguageModel
+        Unsteered.
+    texts : sequence of RenderedText
+    steering : context manager
+        Steers the model while it is entered; entered and left once a batch.
+
+    Returns
+    -------
+    list of TokenDamage
+        One a text.
+    """
+    ids = _tokenised(model, texts)
+    nothing = torch.empty(0)
+    result = [TokenDamage(nothing, nothing, nothing)] * len(ids)
+    for batch in _whole_batches(model, ids):
+        plain = batch.logits(model)
+        with steering:
+            steered = batch.logits(model)
+        before, after = (_gather(logits, batch.following)[0] for logits in (plain, steered))
+        parts = [
+            values.split(batch.sizes) for values in (before, after, _divergence(plain, steered))
+        ]
+        for row, *values in zip(batch.rows, *parts, strict=True):
+            result[row] = TokenDamage(*values)
+    return result
+
+
+def _divergence(plain: torch.Tensor, steered: torch.Tensor) -> torch.Tensor:
+    """Return KL(plain || steered) of every row, in nats."""
+    found = []
+    for p, q in zip(plain.split(_FLOAT32_ROWS), steered.split(_FLOAT32_ROWS), strict=True):
+        p, q = p.float().log_softmax(-1), q.float().log_softmax(-1)
+        found.append((p.exp() * (p - q)).sum(-1))
+    return torch.cat(found).cpu()
+
+
+def _tokenised(model: LanguageModel, texts: Sequence[RenderedText]) -> list[list[int]]:
+    return [
         model.tokenizer(text.text, add_special_tokens=not text.has_special_tokens)["input_ids"][
             : model.context_length
         ]
         for text in texts
     ]
-    return [values for values, _ in _read_whole(model, ids)]
+
+
+@dataclass(frozen=True)
+class _WholeBatch:
+    """Texts of which every token but the first is predicted."""
+
+    rows: list[int]
+    ids: torch.Tensor
+    mask: torch.Tensor
+    following: torch.Tensor
+    sizes: list[int]
+
+    def logits(self, model: LanguageModel) -> torch.Tensor:
+        with _head_sees(model, *self.mask.nonzero(as_tuple=True)):
+            return model.model(**_inputs(self.ids, self.mask), use_cache=False).logits[0]
+
+
+def _whole_batches(model: LanguageModel, ids: Sequence[Sequence[int]]) -> Iterator[_WholeBatch]:
+    scored = [row for row in range(len(ids)) if len(ids[row]) > 1]
+    lengths = [len(ids[row]) - 1 for row in scored]
+    for places in _batches(lengths, lengths):
+        rows = [scored[place] for place in places]
+        batch, mask = _padded(model, [ids[row][:-1] for row in rows], "right")
+        following = torch.tensor([token for row in rows for token in ids[row][1:]])
+        yield _WholeBatch(rows, batch, mask, following, [len(ids[row]) - 1 for row in rows])
 
 
 def _read_whole(
@@ -113,19 +251,11 @@ def _read_whole(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return every token's log-probability, and whether it is the likeliest, but the first's."""
     result = [(torch.empty(0), torch.empty(0, dtype=torch.bool))] * len(ids)
-    scored = [row for row in range(len(ids)) if len(ids[row]) > 1]
-    lengths = [len(ids[row]) - 1 for row in scored]
-    for places in _batches(lengths, lengths):
-        rows = [scored[place] for place in places]
-        batch, mask = _padded(model, [ids[row][:-1] for row in rows], "right")
-        where = mask.nonzero(as_tuple=True)
-        with _head_sees(model, *where):
-            logits = model.model(**_inputs(batch, mask), use_cache=False).logits[0]
-        following = torch.tensor([token for row in rows for token in ids[row][1:]])
-        sizes = [len(ids[row]) - 1 for row in rows]
-        values, greedy = (part.split(sizes) for part in _gather(logits, following))
-        for row, *found in zip(rows, values, greedy, strict=True):
-            result[row] = (found[0], found[1])
+    for batch in _whole_batches(model, ids):
+        found = _gather(batch.logits(model), batch.following)
+        values, greedy = (part.split(batch.sizes) for part in found)
+        for row, value, is_greedy in zip(batch.rows, values, greedy, strict=True):
+            result[row] = (value, is_greedy)
     return result
 
 
@@ -140,7 +270,7 @@ def continuation_log_likelihoods(
     requests: Sequence[Request],
     *,
     batch_tokens: int = _BATCH_TOKENS,
-    on_batch: Callable[[list[int]], None] | None = None,
+    on_batch: Callable[[list[int], list[list[ContinuationScore]]], None] | None = None,
     progress: bool = True,
 ) -> list[list[ContinuationScore]]:
     """Return how likely every continuation of every context is.
@@ -157,7 +287,7 @@ def continuation_log_likelihoods(
     batch_tokens : int, default=2048
         Most tokens in a batch, padding counted.
     on_batch : callable, optional
-        Called with the places of the requests that each batch finished.
+        Called with the places of the requests that a batch finished, and their scores.
     progress : bool, default=True
 
     Returns
@@ -175,7 +305,7 @@ def continuation_log_likelihoods(
             for place, score in zip(places, scores, strict=True):
                 result[place] = score
             if on_batch is not None:
-                on_batch(places)
+                on_batch(places, scores)
             bar.update(len(places))
     return result
 

@@ -1,0 +1,252 @@
+"""Evaluate a target unsteered and steered on the same items; a row an item, resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from expertsteer.data import LabelledExamples, RenderedText
+from expertsteer.errors import DataError
+from expertsteer.evaluation.intervals import mean_interval
+from expertsteer.evaluation.multiple_choice import METRICS, questions_of, score_questions
+from expertsteer.evaluation.row_file import RowFile
+from expertsteer.evaluation.scoring import token_divergences
+from expertsteer.files import write_text
+from expertsteer.models import LanguageModel
+from expertsteer.pack import SteeringPack
+from expertsteer.provenance import describe_machine, package_versions
+
+__all__ = ["Evaluation", "Measurement", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The mean of a metric over items.
+
+    Attributes
+    ----------
+    mean : float
+    interval : tuple of (float, float)
+        95 % bootstrap interval over the items.
+    change : float
+        From unsteered, on the same items.
+    change_interval : tuple of (float, float)
+        95 % paired bootstrap interval.
+    """
+
+    mean: float
+    interval: tuple[float, float]
+    change: float
+    change_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a target answers at every strength, and what steering costs.
+
+    Attributes
+    ----------
+    measurements : dict of float to dict of str to Measurement
+        By strength (0 is unsteered) and metric.
+    perplexity : dict of float to float
+        Of the plain text, by strength.
+    divergence : dict of float to float
+        Mean KL divergence a token of the plain text from unsteered, in nats.
+    n_questions, n_plain_texts : int
+    provenance : dict
+    """
+
+    measurements: dict[float, dict[str, Measurement]]
+    perplexity: dict[float, float]
+    divergence: dict[float, float]
+    n_questions: int
+    n_plain_texts: int
+    provenance: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the evaluation as plain JSON types."""
+        return asdict(self)
+
+
+def evaluate(
+    model: LanguageModel,
+    examples: LabelledExamples,
+    output: str | Path,
+    *,
+    pack: SteeringPack | None = None,
+    strengths: Sequence[float] = (),
+    positions: str = "all",
+    split: str = "test",
+    limit: int | None = None,
+    letters: bool = False,
+    chat_template: bool = False,
+    plain_text: Sequence[str] = (),
+    seed: int = 0,
+    force: bool = False,
+    progress: bool = True,
+) -> Evaluation:
+    """Evaluate a target on multiple choice or yes/no questions, unsteered and steered.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    examples : LabelledExamples
+        Questions; see `questions_of`.
+    output : str or Path
+        A folder: ``rows.jsonl`` (a row a question and strength), ``plain.jsonl`` (a row a
+        plain text and strength), ``run.json`` (the settings), ``summary.json``. A folder
+        of the same run is continued.
+    pack : SteeringPack, optional
+        None evaluates the model as it is.
+    strengths : sequence of float
+        Relative to the mean residual norm; default: the pack's own.
+    positions : {"all", "prompt", "generated", "last"}, default="all"
+        The answers that are scored count as generated.
+    split : {"test", "validation", "train"}, default="test"
+        Figures come from "test"; choices belong to "validation".
+    limit : int, optional
+        Most questions, drawn at random.
+    letters : bool, default=False
+        Also ask for the letter of the answer.
+    chat_template : bool, default=False
+    plain_text : sequence of str
+        For perplexity and divergence; none: these are left out.
+    seed : int, default=0
+        Of the draw.
+    force : bool, default=False
+        See `SteeringPack.check_target`.
+    progress : bool, default=True
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    DataError
+        If there are no questions, or the folder holds another run.
+    """
+    folder = Path(output)
+    questions = questions_of(
+        examples, model, split=split, chat_template=chat_template, limit=limit, seed=seed
+    )
+    values = [0.0, *(strengths or ([pack.strength] if pack else []))] if pack else [0.0]
+    provenance = {
+        "target": model.description.to_dict(),
+        "pack": pack.summary() if pack else None,
+        "data": examples.split(split).summary() | {"split": split, "n_questions": len(questions)},
+        "settings": {
+            "positions": positions,
+            "limit": limit,
+            "letters": letters,
+            "chat_template": chat_template,
+            "seed": seed,
+            "dtype": str(model.model.dtype).removeprefix("torch."),
+            "plain_text": hashlib.sha256("\n".join(plain_text).encode()).hexdigest()[:16],
+        },
+        "versions": package_versions(),
+    }
+    _claim(folder, provenance)
+
+    def steered(strength: float) -> contextlib.AbstractContextManager[Any]:
+        if pack is None or strength == 0:
+            return contextlib.nullcontext()
+        return pack.apply(model, strength, positions, force=force)
+
+    with RowFile(folder / "rows.jsonl") as file:
+        for strength in values:
+            done = {row["name"] for row in file.rows if row["strength"] == strength}
+            left = [question for question in questions if question.name not in done]
+            with steered(strength):
+                score_questions(
+                    model,
+                    left,
+                    letters=letters,
+                    on_rows=lambda rows, s=strength: file.add({"strength": s} | r for r in rows),
+                    progress=progress,
+                )
+        rows = file.rows
+    with RowFile(folder / "plain.jsonl") as file:
+        for strength in values:
+            done = {row["text"] for row in file.rows if row["strength"] == strength}
+            left = [n for n in range(len(plain_text)) if n not in done]
+            texts = [RenderedText(plain_text[n], 0, False) for n in left]
+            for n, damage in zip(
+                left, token_divergences(model, texts, steered(strength)), strict=True
+            ):
+                row = {
+                    "strength": strength,
+                    "text": n,
+                    "n_tokens": len(damage.divergence),
+                    "log_likelihood": float(damage.steered_log_likelihood.sum()),
+                    "divergence": float(damage.divergence.sum()),
+                }
+                file.add([row])
+        plain = file.rows
+    result = _summary(rows, plain, values, provenance | {"machine": describe_machine()})
+    write_text(folder / "summary.json", json.dumps(result.to_dict(), indent=2))
+    return result
+
+
+def _claim(folder: Path, provenance: dict[str, Any]) -> None:
+    """Note whose folder this is, or raise where it is another run's."""
+    path = folder / "run.json"
+    # As JSON has it: tuples have become lists.
+    wanted = json.loads(json.dumps(provenance))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        write_text(path, json.dumps(wanted, indent=2))
+        return
+    except ValueError as error:
+        raise DataError(f"Got {path}, but expected JSON. Name another folder.") from error
+    differing = [name for name in wanted if found.get(name) != wanted[name]]
+    if differing:
+        raise DataError(
+            f"Got the folder {folder} of another run ({', '.join(differing)} differ), but expected "
+            "an empty one or the same run's. Name another folder or remove this one."
+        )
+
+
+def _summary(
+    rows: list[dict[str, Any]],
+    plain: list[dict[str, Any]],
+    strengths: Sequence[float],
+    provenance: dict[str, Any],
+) -> Evaluation:
+    by_strength = {
+        strength: {row["name"]: row for row in rows if row["strength"] == strength}
+        for strength in strengths
+    }
+    unsteered = by_strength[0.0]
+    measurements: dict[float, dict[str, Measurement]] = {}
+    for strength, found in by_strength.items():
+        measurements[strength] = {}
+        for metric in METRICS:
+            if metric not in next(iter(found.values())):
+                continue
+            values = np.array([found[name][metric] for name in unsteered], dtype=np.float64)
+            before = np.array([unsteered[name][metric] for name in unsteered], dtype=np.float64)
+            measurements[strength][metric] = Measurement(
+                float(values.mean()),
+                mean_interval(values),
+                float((values - before).mean()),
+                mean_interval(values - before),
+            )
+    perplexity, divergence = {}, {}
+    for strength in strengths:
+        chosen = [row for row in plain if row["strength"] == strength]
+        n_tokens = sum(row["n_tokens"] for row in chosen)
+        if n_tokens:
+            total = sum(row["log_likelihood"] for row in chosen)
+            perplexity[strength] = float(np.exp(-total / n_tokens))
+            divergence[strength] = sum(row["divergence"] for row in chosen) / n_tokens
+    n_plain = sum(row["strength"] == 0 for row in plain)
+    return Evaluation(measurements, perplexity, divergence, len(unsteered), n_plain, provenance)

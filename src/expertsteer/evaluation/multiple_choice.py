@@ -1,0 +1,212 @@
+"""Multiple choice by log-likelihood: which answer does a model find likeliest."""
+
+from __future__ import annotations
+
+import random
+import string
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from expertsteer.data import LabelledExamples, render
+from expertsteer.errors import DataError
+from expertsteer.evaluation.scoring import Request, continuation_log_likelihoods, encode_request
+from expertsteer.models import LanguageModel
+
+__all__ = ["METRICS", "Question", "questions_of", "score_questions"]
+
+METRICS = ("acc", "acc_norm", "acc_letter", "probability")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its answers.
+
+    Attributes
+    ----------
+    name : str
+        Of the group in the data.
+    prompt : str
+        What comes before an answer.
+    answers : tuple of str
+        With the space before them.
+    right : int
+        Index of the right answer.
+    has_special_tokens : bool
+        Whether a chat template has put them into the prompt.
+    """
+
+    name: str
+    prompt: str
+    answers: tuple[str, ...]
+    right: int
+    has_special_tokens: bool
+
+
+def questions_of(
+    examples: LabelledExamples,
+    model: LanguageModel,
+    *,
+    split: str = "test",
+    chat_template: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+) -> list[Question]:
+    """Return the questions of a split, as one model reads them.
+
+    Parameters
+    ----------
+    examples : LabelledExamples
+        Multiple choice, or prompts answered by yes or no: rows of a group share a
+        prompt, and exactly one of them is labelled +1.
+    model : LanguageModel
+        Supplies the chat template.
+    split : {"test", "validation", "train"}, default="test"
+    chat_template : bool, default=False
+    limit : int, optional
+        Most questions, drawn at random.
+    seed : int, default=0
+        Of the draw.
+
+    Returns
+    -------
+    list of Question
+
+    Raises
+    ------
+    DataError
+        If the split is empty or a group is no question.
+    """
+    chosen = examples.split(split)
+    texts = render(chosen, model.tokenizer, chat_template)
+    groups: dict[str, list[int]] = {}
+    for row, group in enumerate(chosen.groups):
+        groups.setdefault(group, []).append(row)
+    names = list(groups)
+    if limit is not None and limit < len(names):
+        kept = random.Random(seed).sample(range(len(names)), limit)
+        names = [names[place] for place in sorted(kept)]
+    questions = []
+    for name in names:
+        rows = groups[name]
+        prompts = {texts[row].text[: texts[row].answer_start] for row in rows}
+        right = [place for place, row in enumerate(rows) if chosen.labels[row] > 0]
+        if len(rows) < 2 or len(right) != 1 or prompts == {""} or len(prompts) > 1:
+            raise DataError(
+                f"Got {len(rows)} answers, {len(right)} of them right, in {name!r} of "
+                f"{chosen.source}, but expected a question with one right answer of two or more. "
+                "Evaluate multiple choice or yes/no data."
+            )
+        answers = tuple(texts[row].text[texts[row].answer_start :] for row in rows)
+        special = texts[rows[0]].has_special_tokens
+        questions.append(Question(name, prompts.pop(), answers, right[0], special))
+    return questions
+
+
+def score_questions(
+    model: LanguageModel,
+    questions: Sequence[Question],
+    *,
+    letters: bool = False,
+    on_rows: Callable[[list[dict[str, Any]]], None] | None = None,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Score every answer of every question.
+
+    Parameters
+    ----------
+    model : LanguageModel
+        Steered or not.
+    questions : sequence of Question
+    letters : bool, default=False
+        Also list the answers with letters in the prompt and score the letters.
+    on_rows : callable, optional
+        Called with the rows of each batch as soon as it is finished.
+    progress : bool, default=True
+
+    Returns
+    -------
+    list of dict
+        A row a question, in no particular order: ``name``, ``right``,
+        ``log_likelihoods`` (nats) and ``characters`` of the answers, then 0 or 1 for
+        ``acc`` (highest log-likelihood), ``acc_norm`` (highest a
+        character of the answer, as lm-eval's acc_norm) and, with ``letters``,
+        ``acc_letter``; ``probability`` of the right answer among the answers.
+
+    Notes
+    -----
+    A prompt that does not fit the context with its longest answer loses its beginning;
+    a warning says how many do.
+    """
+    requests: list[Request] = []
+    n_cut = 0
+    for question in questions:
+        wanted = [(question.prompt, question.answers)]
+        if letters:
+            wanted.append(_lettered(question))
+        for prompt, answers in wanted:
+            request, is_cut = encode_request(
+                model, prompt, answers, has_special_tokens=question.has_special_tokens
+            )
+            requests.append(request)
+            n_cut += is_cut
+    if n_cut:
+        warnings.warn(
+            f"{n_cut} of {len(requests)} prompts are longer than the context of {model.name} and "
+            "lose their beginning.",
+            stacklevel=2,
+        )
+    parts = 2 if letters else 1
+    found: dict[int, list[float]] = {}
+    rows: list[dict[str, Any]] = []
+
+    def keep(places: list[int], scores: list[list[Any]]) -> None:
+        new = []
+        for place, answers in zip(places, scores, strict=True):
+            found[place] = [score.log_likelihood for score in answers]
+            first = place - place % parts
+            if all(first + part in found for part in range(parts)):
+                likelihoods = [found.pop(first + part) for part in range(parts)]
+                new.append(_row(questions[first // parts], *likelihoods))
+        rows.extend(new)
+        if on_rows is not None and new:
+            on_rows(new)
+
+    continuation_log_likelihoods(model, requests, on_batch=keep, progress=progress)
+    return rows
+
+
+def _lettered(question: Question) -> tuple[str, tuple[str, ...]]:
+    names = string.ascii_uppercase[: len(question.answers)]
+    lines = [f"{name}. {text.strip()}" for name, text in zip(names, question.answers, strict=True)]
+    stripped = question.prompt.rstrip()
+    listed = "\n".join(lines)
+    # Between the question and the word that asks for the answer, where there is one.
+    head, asks, tail = stripped.rpartition("\nAnswer:")
+    prompt = f"{head}\n{listed}{asks}{tail}" if asks else f"{listed}\n{stripped}"
+    return prompt, tuple(f" {name}" for name in names)
+
+
+def _row(
+    question: Question, likelihoods: list[float], letters: list[float] | None = None
+) -> dict[str, Any]:
+    values = np.array(likelihoods)
+    # As lm-eval counts: the answer without the space before it.
+    characters = [len(answer.strip()) for answer in question.answers]
+    shares = np.exp(values - values.max())
+    row = {
+        "name": question.name,
+        "right": question.right,
+        "log_likelihoods": likelihoods,
+        "characters": characters,
+        "acc": int(values.argmax() == question.right),
+        "acc_norm": int((values / characters).argmax() == question.right),
+        "probability": float(shares[question.right] / shares.sum()),
+    }
+    if letters is not None:
+        row["letter_log_likelihoods"] = letters
+        row["acc_letter"] = int(np.argmax(letters) == question.right)
+    return row

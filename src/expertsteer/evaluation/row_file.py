@@ -1,0 +1,64 @@
+"""A file of JSON rows that an interrupted run continues: no row twice, none lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from expertsteer.errors import DataError
+from expertsteer.models.cache import require_disk
+
+__all__ = ["RowFile"]
+
+
+class RowFile:
+    """JSON lines that are written as they come.
+
+    Parameters
+    ----------
+    path : Path
+        Made if missing. A last line that a kill cut short is dropped.
+
+    Attributes
+    ----------
+    rows : list of dict
+        All rows, those of earlier runs first.
+
+    Raises
+    ------
+    DataError
+        If another line than the last is not JSON.
+    """
+
+    def __init__(self, path: Path) -> None:
+        require_disk(path.parent, 0, "rows")
+        self.rows: list[dict[str, Any]] = []
+        whole = 0
+        if path.exists():
+            data = path.read_bytes()
+            whole = data.rfind(b"\n") + 1
+            for number, line in enumerate(data[:whole].splitlines(), 1):
+                try:
+                    self.rows.append(json.loads(line))
+                except ValueError as error:
+                    raise DataError(
+                        f"Got {path} with a damaged line {number}, but expected JSON. Remove that "
+                        "line; its item is computed again."
+                    ) from error
+        self._file = path.open("ab")
+        self._file.truncate(whole)
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Append rows and bring them to the disk."""
+        new = list(rows)
+        self.rows += new
+        self._file.write("".join(json.dumps(row) + "\n" for row in new).encode())
+        self._file.flush()
+
+    def __enter__(self) -> RowFile:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._file.close()
