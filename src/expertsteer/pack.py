@@ -169,6 +169,11 @@ class SteeringPack:
         ``with pack.apply(model, strength=0.1): model.generate(...)``
         """
         self.check_target(model, force=force)
+        if strength is None and self.strength == 0:
+            raise ParameterError(
+                "Got a pack of strength 0: calibration found nothing that beats the unsteered "
+                "model. Name a strength to steer all the same."
+            )
         value = check_strength(self.strength if strength is None else strength)
         inner = model.model if isinstance(model, LanguageModel) else model
         scale = self.mean_residual_norms if relative else dict.fromkeys(self.vectors, 1.0)

@@ -10,12 +10,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from expertsteer.arrays import Array
+from expertsteer.calibration import Calibration
 from expertsteer.comparison import Comparison
 from expertsteer.errors import ParameterError
 from expertsteer.files import replacing
 from expertsteer.pack import LayerPair
 
-__all__ = ["picture_kind", "plot_comparison", "plot_information"]
+__all__ = ["picture_kind", "plot_calibration", "plot_comparison", "plot_information"]
 
 
 def picture_kind(path: str | Path) -> str:
@@ -146,6 +147,73 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     right.set_xscale("log")
     right.set_xlabel("damage: perplexity, log scale")
     right.grid(axis="x", alpha=0.4)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, format=kind, dpi=150)
+    return path
+
+
+def plot_calibration(calibration: Calibration, path: str | Path) -> Path:
+    """Draw what every trial of a calibration gained against what it cost.
+
+    Parameters
+    ----------
+    calibration : Calibration
+    path : str or Path
+        ``.png``, ``.svg`` or ``.pdf``.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    ParameterError
+        On another kind of picture.
+    """
+    path = Path(path)
+    kind = picture_kind(path)
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    measured = [trial for trial in calibration.trials if trial.effect_interval is not None]
+    for layers in sorted({trial.layers for trial in measured}):
+        chosen = sorted((t for t in measured if t.layers == layers), key=lambda t: t.strength)
+        effects = np.array([trial.effect for trial in chosen])
+        intervals = np.array([trial.effect_interval for trial in chosen])
+        axes.errorbar(
+            [trial.damage for trial in chosen],
+            effects,
+            yerr=np.abs(intervals.T - effects),
+            marker="o",
+            capsize=3,
+            label=f"layers {', '.join(map(str, layers))}",
+        )
+        for trial in chosen:
+            axes.annotate(
+                f"{trial.strength:.2g}",
+                (trial.damage, trial.effect or 0.0),
+                xytext=(5, 5),
+                textcoords="offset points",
+                fontsize=8,
+            )
+    if calibration.chosen is not None:
+        axes.scatter(
+            calibration.chosen.damage,
+            calibration.chosen.effect or 0.0,
+            s=160,
+            facecolors="none",
+            edgecolors="tab:red",
+            linewidths=2,
+            label="chosen",
+            zorder=3,
+        )
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.axvline(calibration.budget, color="tab:red", linestyle=":", label="budget")
+    units = "perplexity, times unsteered" if calibration.damage == "perplexity" else "KL, nats"
+    axes.set_xlabel(f"damage to plain text: {units}")
+    axes.set_ylabel("effect on validation (nats); labels: strength")
+    axes.legend(frameon=False)
     with replacing(path) as scratch:
         figure.savefig(scratch, format=kind, dpi=150)
     return path

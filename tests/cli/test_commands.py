@@ -372,6 +372,21 @@ def test_evaluate_questions_unsteered_and_steered(world, made, run, work):
     assert run("evaluate", "-t", world.target, "-d", "questions.json", "-s", 1).code == 1
 
 
+def test_calibrate_writes_a_pack_with_its_own_strength(world, made, run, work):
+    asks = ["calibrate", "-t", world.target, "-p", made / "pack.safetensors", "-d", world.data]
+    asks += ["--text", world.text, "--n-plain", 8, "--n-trials", 4, "--budget", 2]
+    outcome = run(*asks, "-o", "tuned", "--plot", "trade.png", "--json")
+    assert outcome.code == 0, outcome.err
+    chosen = outcome.json["chosen"]
+    expected = chosen["strength"] if chosen else 0
+    assert SteeringPack.load("tuned.safetensors").strength == expected
+    assert Path("trade.png").read_bytes().startswith(b"\x89PNG")
+    again = run("calibrate", "--config", "tuned.yaml", "-o", "again")
+    assert "budget 2" in again.out
+    assert SteeringPack.load("again.safetensors").strength == expected
+    assert run(*asks, "--budget", 1).code == 1
+
+
 def test_inspect_draws_the_table_of_an_alignment(made, run):
     outcome = run("inspect", made / "alignment.safetensors", "--plot", "deep/table.svg")
     assert outcome.code == 0

@@ -9,6 +9,7 @@ import typer
 
 from expertsteer import __version__
 from expertsteer.cli.align import align
+from expertsteer.cli.calibrate import calibrate
 from expertsteer.cli.chat import chat
 from expertsteer.cli.collect import collect
 from expertsteer.cli.compare import compare
@@ -40,7 +41,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (fit, generate, chat, compare, evaluate, inspect, collect, align, transfer, demo):
+_COMMANDS = (
+    *(fit, calibrate, generate, chat, compare, evaluate),
+    *(inspect, collect, align, transfer, demo),
+)
+for command in _COMMANDS:
     app.command()(command)
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from expertsteer.calibration import Calibration
     from expertsteer.comparison import Comparison
     from expertsteer.evaluation.evaluate import Evaluation
     from expertsteer.generation import Generation
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "answer",
+    "calibration_table",
     "comparison_table",
     "evaluation_tables",
     "generation_table",
@@ -177,6 +179,31 @@ def evaluation_tables(evaluation: Evaluation) -> Group:
             f"{evaluation.divergence[strength]:.4f}",
         )
     return Group(answers, damage)
+
+
+def calibration_table(calibration: Calibration) -> Table:
+    """Return the trials of a calibration, by strength."""
+    table = Table(
+        title=f"Calibration, {calibration.damage} budget {calibration.budget:g}",
+        title_justify="left",
+        caption=f"effect: change of the {calibration.effect}, validation split, nats; 95 % "
+        "bootstrap interval",
+        caption_justify="left",
+    )
+    for name in ("", "strength", "layers", calibration.damage, "effect", "95 % interval"):
+        table.add_column(name, justify="right")
+    for trial in sorted(calibration.trials, key=lambda trial: (trial.layers, trial.strength)):
+        measured = ["over budget", ""]
+        if trial.effect is not None and trial.effect_interval is not None:
+            measured = [f"{trial.effect:+.3f}", _interval(trial.effect_interval, "+.3f")]
+        table.add_row(
+            "→" if trial == calibration.chosen else "",
+            f"{trial.strength:.4f}",
+            ", ".join(map(str, trial.layers)),
+            f"{trial.damage:,.3f}",
+            *measured,
+        )
+    return table
 
 
 def _strength(strength: float) -> str:

@@ -16,7 +16,7 @@ from expertsteer.errors import DataError
 from expertsteer.evaluation.scoring import Request, continuation_log_likelihoods, encode_request
 from expertsteer.models import LanguageModel
 
-__all__ = ["METRICS", "Question", "questions_of", "score_questions"]
+__all__ = ["METRICS", "Question", "is_questions", "questions_of", "score_questions"]
 
 METRICS = ("acc", "acc_norm", "acc_letter", "probability")
 
@@ -44,6 +44,18 @@ class Question:
     answers: tuple[str, ...]
     right: int
     has_special_tokens: bool
+
+
+def is_questions(examples: LabelledExamples) -> bool:
+    """Return whether rows are the answers to shared prompts, exactly one of them right."""
+    right: dict[str, int] = {}
+    rows: dict[str, int] = {}
+    for group, prompt, label in zip(
+        examples.groups, examples.prompts, examples.labels, strict=True
+    ):
+        rows[group] = rows.get(group, 0) + bool(prompt)
+        right[group] = right.get(group, 0) + int(label > 0)
+    return all(rows[group] > 1 and right[group] == 1 for group in rows)
 
 
 def questions_of(
