@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
-from expertsteer.alignment import Aligner, Alignment, Ridge
+from expertsteer.alignment import Alignment, Ridge
 from expertsteer.data import EffectWords, LabelledExamples
-from expertsteer.directions import DirectionFinder, MeanDifference
+from expertsteer.errors import ParameterError
 from expertsteer.evaluation.effect import perplexity, word_log_odds
 from expertsteer.evaluation.intervals import mean_interval
+from expertsteer.methods import METHODS, Material, method_vectors
 from expertsteer.models import LanguageModel, ModelSource, load_model
 from expertsteer.pack import LayerPair, SteeringPack
-from expertsteer.pipeline import ExpertSteer, fit_direction
+from expertsteer.pipeline import ExpertSteer
 from expertsteer.provenance import describe_machine, package_versions
 
 __all__ = ["Comparison", "ComparisonRow", "compare"]
+
+_DEFAULT_METHODS = tuple(name for name in METHODS if name not in ("pca", "probe"))
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def compare(
     alignment_text: Sequence[str] | None = None,
     plain_text: Sequence[str] | None = None,
     alignment: Alignment | None = None,
+    methods: Sequence[str] | None = None,
     strength: float | None = None,
     seeds: Sequence[int] = (0, 1),
     force: bool = False,
@@ -118,6 +121,9 @@ def compare(
         Unlabelled text for the row "transferred, plain text only"; None leaves it out.
     alignment : Alignment, optional
         Fitted before on plain text, in place of ``plain_text``.
+    methods : sequence of str, optional
+        Keys of `METHODS`; default: all but "pca" and "probe", and "transferred" only with
+        plain text.
     strength : float, optional
         Default: the pack's.
     seeds : sequence of int, default=(0, 1)
@@ -132,75 +138,37 @@ def compare(
     Returns
     -------
     Comparison
+
+    Raises
+    ------
+    ParameterError
+        On an unknown method.
+    PackError
+        If the pack was made for another model.
     """
     steer = steer or ExpertSteer()
     target_model = load_model(target)
     pack.check_target(target_model, force=force)
     examples = data.for_fitting()
     corpus = examples if alignment_text is None else alignment_text
+    if methods is None:
+        methods = [n for n in _DEFAULT_METHODS if n != "transferred" or plain_text or alignment]
+    for name in methods:
+        if name not in METHODS:
+            raise ParameterError(f"Got method={name!r}, but expected one of {', '.join(METHODS)}.")
     common: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
-    expert_states, expert_paired = steer.collect(expert, examples, corpus, **common)
+    expert_states, expert_texts = steer.collect(expert, examples, corpus, **common)
     target_states = steer.collect(target_model, examples, **common)[0]
-    layers = [(pair.expert_layer, pair.target_layer) for pair in pack.pairs]
-
-    rng = np.random.default_rng(seeds[0])
-    shuffled = dataclasses.replace(examples, labels=_shuffled(examples, rng))
-
-    def own(finder: DirectionFinder, labelled: LabelledExamples = examples) -> dict[int, Any]:
-        return {
-            j: fit_direction(finder, target_states.layer(j), labelled, steer.bandwidths)[
-                0
-            ].direction_
-            for _, j in layers
-        }
-
-    def encoded(aligner: Aligner, finder: DirectionFinder, bandwidths: Any) -> dict[int, Any]:
-        vectors = {}
-        for i, j in layers:
-            fitted = aligner.unfitted().fit(
-                expert_paired.layer(i), target_width=target_model.description.width
-            )
-            states = torch.as_tensor(fitted.encode(expert_states.layer(i)))
-            vectors[j] = fit_direction(finder, states, examples, bandwidths)[0].direction_
-        return vectors
-
-    def random() -> dict[int, Any]:
-        width = target_model.description.width
-        draws = {j: rng.standard_normal(width) for _, j in layers}
-        return {j: torch.from_numpy(v / np.linalg.norm(v)).float() for j, v in draws.items()}
-
-    rfm = steer.direction
-    reference = own(MeanDifference())
-    methods: list[tuple[str, Callable[[], dict[int, Any]]]] = [
-        ("random vector", random),
-        ("target RFM, shuffled labels", lambda: own(rfm, shuffled)),
-        ("target mean difference (CAA)", lambda: reference),
-        ("target RFM", lambda: own(rfm)),
-    ]
-    for seed in seeds:
-        paper = ExpertSteer.paper(seed=seed)
-        methods.append(
-            (
-                f"paper's auto-encoder, seed {seed}",
-                lambda paper=paper: encoded(paper.aligner, rfm, steer.bandwidths),
-            )
-        )
-    methods.append(("ExpertSteer", lambda: pack.vectors))
-    if alignment is None and plain_text is not None:
+    layers = tuple((pair.expert_layer, pair.target_layer) for pair in pack.pairs)
+    if "transferred" in methods and alignment is None and plain_text is not None:
         plain_expert = steer.collect(expert, plain_text, **common)[0]
         plain_target = steer.collect(target_model, plain_text, **common)[0]
         alignment = Alignment.fit(plain_expert, plain_target, layers, Ridge(), progress=progress)
-    if alignment is not None:
-        carried = alignment
-
-        def transferred() -> dict[int, Any]:
-            vectors = {}
-            for i, j in layers:
-                finder, _ = fit_direction(rfm, expert_states.layer(i), examples, steer.bandwidths)
-                vectors[j] = carried.encode_direction(i, j, finder.direction_)
-            return vectors
-
-        methods.append(("transferred, plain text only", transferred))
+    material = Material(
+        examples, expert_states, target_states, layers, steer, pack.vectors, expert_texts, alignment
+    )
+    reference = method_vectors("mean_difference", material)
+    runs = [(n, s) for n in methods for s in (seeds if METHODS[n].seeded else seeds[:1])]
 
     value = pack.strength if strength is None else strength
     unsteered = word_log_odds(target_model, words)
@@ -209,17 +177,16 @@ def compare(
             "unsteered", None, 0.0, (0.0, 0.0), perplexity(target_model, words.plain_sentences)
         )
     ]
-    for name, make in tqdm(methods, desc="comparison", delay=1, disable=not progress):
-        vectors = {j: torch.as_tensor(v).float() for j, v in make().items()}
+    for name, seed in tqdm(runs, desc="comparison", delay=1, disable=not progress):
+        vectors = method_vectors(name, material, seed)
+        label = METHODS[name].label + (f", seed {seed}" if METHODS[name].seeded else "")
         candidate = dataclasses.replace(pack, vectors=vectors, encoders={})
         with candidate.apply(target_model, value, force=force):
             change = (word_log_odds(target_model, words) - unsteered).numpy()
             damaged = perplexity(target_model, words.plain_sentences)
-        cosine = float(
-            np.mean([float(vectors[j] @ torch.as_tensor(reference[j])) for _, j in layers])
-        )
+        cosine = float(np.mean([float(vectors[j] @ reference[j]) for _, j in layers]))
         rows.append(
-            ComparisonRow(name, cosine, float(change.mean()), mean_interval(change), damaged)
+            ComparisonRow(label, cosine, float(change.mean()), mean_interval(change), damaged)
         )
     return Comparison(
         rows=tuple(rows),
@@ -238,13 +205,3 @@ def compare(
             "machine": describe_machine(),
         },
     )
-
-
-def _shuffled(examples: LabelledExamples, rng: np.random.Generator) -> np.ndarray:
-    """Permute the labels within each split, so that both keep both classes."""
-    labels = examples.labels.copy()
-    splits = np.asarray(examples.splits)
-    for split in np.unique(splits):
-        rows = np.flatnonzero(splits == split)
-        labels[rows] = rng.permutation(labels[rows])
-    return labels

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from expertsteer.alignment import AutoEncoder
-from expertsteer.comparison import _shuffled, compare
+from expertsteer.cli.compare import MethodName
+from expertsteer.comparison import compare
 from expertsteer.data import EffectWords
+from expertsteer.errors import ParameterError
+from expertsteer.methods import METHODS, shuffled_labels
 from expertsteer.pipeline import ExpertSteer
 from helpers import tiny_language_model
 from test_pipeline import labelled, plain
@@ -75,8 +78,26 @@ def test_rows(quick_paper):
 
 def test_labels_are_shuffled_within_splits():
     examples = labelled()
-    labels = _shuffled(examples, np.random.default_rng(0))
+    labels = shuffled_labels(examples, 0)
     assert (labels != examples.labels).any()
     for split in ("train", "validation", "test"):
         rows = np.array(examples.splits) == split
         assert sorted(labels[rows]) == sorted(examples.labels[rows])
+
+
+def test_every_method_of_the_command_line_can_be_named(quick_paper):
+    assert [name.value for name in MethodName] == list(METHODS)
+    target, expert = tiny_language_model("gpt2"), tiny_language_model("llama")
+    steer = ExpertSteer(strategy="explicit", pairs=((1, 1),), strength=0.3)
+    pack = steer.fit(target, expert, labelled(), progress=False)
+    settings = {"pack": pack, "steer": steer, "progress": False}
+    few = compare(
+        target, expert, labelled(), WORDS, methods=["pca", "probe", "expertsteer"], **settings
+    )
+    assert [row.method for row in few.rows[1:]] == [
+        METHODS[name].label for name in ("pca", "probe", "expertsteer")
+    ]
+    with pytest.raises(ParameterError, match=r"method='magic'.*pca"):
+        compare(target, expert, labelled(), WORDS, methods=["magic"], **settings)
+    with pytest.raises(ParameterError, match="plain text"):
+        compare(target, expert, labelled(), WORDS, methods=["transferred"], **settings)

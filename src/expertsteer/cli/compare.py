@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,20 @@ from expertsteer.cli.config import write_config
 from expertsteer.cli.show import answer, comparison_table, print_json, say
 
 __all__ = ["compare"]
+
+
+class MethodName(str, Enum):
+    """Ways to get vectors."""
+
+    random = "random"
+    shuffled = "shuffled"
+    mean_difference = "mean_difference"
+    pca = "pca"
+    probe = "probe"
+    rfm = "rfm"
+    expertsteer_paper = "expertsteer_paper"
+    expertsteer = "expertsteer"
+    transferred = "transferred"
 
 
 def compare(
@@ -32,6 +47,10 @@ def compare(
     pack: Annotated[
         Path | None,
         typer.Option("--pack", "-p", help="A pack fitted before; default: fit one now."),
+    ] = None,
+    methods: Annotated[
+        list[MethodName] | None,
+        typer.Option("--method", "-m", help="Rows of the table. Repeatable; default: most."),
     ] = None,
     output: options.OptionalOutputFile = None,
     text: options.TextFile = None,
@@ -124,6 +143,7 @@ def compare(
         pack=known,
         steer=steer,
         plain_text=plain_text,
+        methods=[name.value for name in methods] if methods else None,
         strength=strength,
         seeds=(seed, seed + 1),
         force=force,
