@@ -11,11 +11,11 @@ import torch
 from expertsteer import SteeringPack
 from expertsteer.data import RenderedText, load_examples
 from expertsteer.errors import DataError
-from expertsteer.evaluation import evaluate as module
-from expertsteer.evaluation.evaluate import evaluate
+from expertsteer.evaluation import run as module
 from expertsteer.evaluation.intervals import mean_interval
 from expertsteer.evaluation.multiple_choice import questions_of, score_questions
 from expertsteer.evaluation.row_file import RowFile
+from expertsteer.evaluation.run import evaluate
 from expertsteer.evaluation.scoring import (
     Request,
     continuation_log_likelihoods,

@@ -71,7 +71,7 @@ def evaluate(
     """
     from expertsteer.data import load_plain_text
     from expertsteer.errors import ParameterError
-    from expertsteer.evaluation.evaluate import evaluate as evaluate_target
+    from expertsteer.evaluation.run import evaluate as evaluate_target
     from expertsteer.models import load_model
     from expertsteer.pack import SteeringPack
     from expertsteer.steering import check_strength

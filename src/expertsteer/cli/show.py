@@ -16,7 +16,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from expertsteer.calibration import Calibration
     from expertsteer.comparison import Comparison
-    from expertsteer.evaluation.evaluate import Evaluation
+    from expertsteer.evaluation.run import Evaluation
     from expertsteer.generation import Generation
     from expertsteer.pack import LayerPair
 
