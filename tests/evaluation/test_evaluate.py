@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,8 @@ import torch
 from expertsteer import SteeringPack
 from expertsteer.data import RenderedText, load_examples
 from expertsteer.errors import DataError
-from expertsteer.evaluation import run as module
 from expertsteer.evaluation.intervals import mean_interval
-from expertsteer.evaluation.multiple_choice import questions_of, score_questions
+from expertsteer.evaluation.multiple_choice import ChoiceTask, questions_of, score_questions
 from expertsteer.evaluation.row_file import RowFile
 from expertsteer.evaluation.run import evaluate
 from expertsteer.evaluation.scoring import (
@@ -46,6 +46,11 @@ def data(tmp_path_factory):
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return load_examples(path)
+
+
+@pytest.fixture(scope="module")
+def task(data):
+    return ChoiceTask(tuple(questions_of(data, tiny_language_model("llama"))))
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +143,10 @@ def test_rows_follow_from_their_log_likelihoods(data):
         assert row["probability"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_an_evaluation_can_be_recomputed_from_its_rows(data, pack, tmp_path):
+def test_an_evaluation_can_be_recomputed_from_its_rows(task, pack, tmp_path):
     model = tiny_language_model("llama")
     result = evaluate(
-        model, data, tmp_path, pack=pack, strengths=[1.0], plain_text=PLAIN, progress=False
+        model, task, tmp_path, pack=pack, strengths=[1.0], plain_text=PLAIN, progress=False
     )
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 24
@@ -158,11 +163,11 @@ def test_an_evaluation_can_be_recomputed_from_its_rows(data, pack, tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["n_questions"] == 12
 
 
-def test_a_killed_evaluation_goes_on_where_it_was(data, pack, tmp_path, monkeypatch):
+def test_a_killed_evaluation_goes_on_where_it_was(task, pack, tmp_path, monkeypatch):
     model = tiny_language_model("llama")
     settings = {"pack": pack, "strengths": [1.0], "plain_text": PLAIN, "progress": False}
-    whole = evaluate(model, data, tmp_path / "whole", **settings)
-    evaluate(model, data, tmp_path / "cut", **settings)
+    whole = evaluate(model, task, tmp_path / "whole", **settings)
+    evaluate(model, task, tmp_path / "cut", **settings)
     rows = tmp_path / "cut" / "rows.jsonl"
     lines = rows.read_bytes().splitlines(keepends=True)
     rows.write_bytes(b"".join(lines[:15]) + lines[15][:20])
@@ -172,19 +177,19 @@ def test_a_killed_evaluation_goes_on_where_it_was(data, pack, tmp_path, monkeypa
         asked.append(len(questions))
         return score_questions(model, questions, **options)
 
-    monkeypatch.setattr(module, "score_questions", counting)
-    again = evaluate(model, data, tmp_path / "cut", **settings)
+    monkeypatch.setattr("expertsteer.evaluation.multiple_choice.score_questions", counting)
+    again = evaluate(model, task, tmp_path / "cut", **settings)
     assert asked == [0, 9]
     assert again.measurements[1.0]["acc"] == whole.measurements[1.0]["acc"]
     names = [(r["strength"], r["name"]) for r in map(json.loads, rows.read_text().splitlines())]
     assert len(names) == len(set(names)) == 24
 
 
-def test_another_run_in_the_same_folder_is_refused(data, pack, tmp_path):
+def test_another_run_in_the_same_folder_is_refused(task, tmp_path):
     model = tiny_language_model("llama")
-    evaluate(model, data, tmp_path, progress=False)
-    with pytest.raises(DataError, match=r"another run .*settings"):
-        evaluate(model, data, tmp_path, letters=True, progress=False)
+    evaluate(model, task, tmp_path, progress=False)
+    with pytest.raises(DataError, match=r"another run .*task"):
+        evaluate(model, replace(task, letters=True), tmp_path, progress=False)
 
 
 def test_damage_is_the_divergence_of_the_next_token_distributions(pack):

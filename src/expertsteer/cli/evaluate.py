@@ -42,6 +42,11 @@ def evaluate(
     letters: Annotated[
         bool, typer.Option("--letters", help="Also ask for the letter of the answer.")
     ] = False,
+    n_shots: Annotated[
+        int, typer.Option(min=0, help="Solved questions before each one, for open answers.")
+    ] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of open answers.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Open answers at once.")] = 8,
     text: options.TextFile = None,
     n_plain: Annotated[
         int,
@@ -66,12 +71,14 @@ def evaluate(
     Example: expertsteer evaluate -t gemma-3-270m -d arc_easy.jsonl -p science.safetensors
     -s 0.05 -s 0.1 -o arc
 
-    Questions are multiple choice or answered by yes or no, scored by log-likelihood as lm-eval
-    does. The folder gets a row an item; the same command continues an interrupted run.
+    Multiple choice and yes/no questions are scored by log-likelihood as lm-eval does; questions
+    without choices are answered by greedy generation and matched as numbers or text. The folder
+    gets a row an item; the same command continues an interrupted run.
     """
     from expertsteer.data import load_plain_text
     from expertsteer.errors import ParameterError
-    from expertsteer.evaluation.run import evaluate as evaluate_target
+    from expertsteer.evaluation import evaluate as evaluate_target
+    from expertsteer.evaluation import load_task
     from expertsteer.models import load_model
     from expertsteer.pack import SteeringPack
     from expertsteer.steering import check_strength
@@ -80,25 +87,31 @@ def evaluate(
     if wanted and pack is None:
         raise ParameterError("Got --strength without a pack, but expected one to steer with.")
     known = SteeringPack.load(pack) if pack else None
-    examples = options.load_data(
-        data, columns=columns, positive=None, negative=None, limit=None, seed=seed
-    )
+    named = options.column_names(columns)
     plain = load_plain_text(text)[:n_plain] if n_plain else []
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)
     model = load_model(loading.source(target, target_revision))
+    task = load_task(
+        data,
+        model,
+        split=split.value,
+        columns=named,
+        letters=letters,
+        n_shots=n_shots,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        chat_template=chat_template,
+        limit=limit,
+        seed=seed,
+    )
     result = evaluate_target(
         model,
-        examples,
+        task,
         output,
         pack=known,
         strengths=wanted,
         positions=positions.value,
-        split=split.value,
-        limit=limit,
-        letters=letters,
-        chat_template=chat_template,
         plain_text=plain,
-        seed=seed,
         force=force,
     )
     write_config(context, output / "evaluate")

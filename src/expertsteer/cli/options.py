@@ -307,6 +307,19 @@ class Loading:
         return States.load(states) if states else self.source(str(name), revision)
 
 
+def column_names(columns: list[str] | None) -> dict[str, str]:
+    """Return FIELD=COLUMN options as a mapping."""
+    named = {}
+    for column in columns or []:
+        field, equals, name = column.partition("=")
+        if not equals:
+            raise ParameterError(
+                f"Got --column {column}, but expected FIELD=COLUMN, such as label=emotion."
+            )
+        named[field] = name
+    return named
+
+
 def load_data(
     source: str,
     *,
@@ -319,17 +332,9 @@ def load_data(
     """Return the labelled texts that a command's options describe."""
     from expertsteer.data import load_examples
 
-    named = {}
-    for column in columns or []:
-        field, equals, name = column.partition("=")
-        if not equals:
-            raise ParameterError(
-                f"Got --column {column}, but expected FIELD=COLUMN, such as label=emotion."
-            )
-        named[field] = name
     return load_examples(
         source,
-        columns=named or None,
+        columns=column_names(columns),
         positive=positive,
         negative=negative,
         limit=limit,

@@ -15,7 +15,7 @@ from expertsteer.data.examples import LabelledExamples
 from expertsteer.data.readers import Row, read_rows
 from expertsteer.errors import DataError, ParameterError
 
-__all__ = ["KINDS", "load_examples"]
+__all__ = ["KINDS", "load_examples", "rename_columns"]
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def load_examples(
         On unusable settings.
     """
     labels = _Labels(positive, negative)
-    rows = _renamed(read_rows(source), columns or {})
+    rows = rename_columns(read_rows(source), columns or {})
     chosen = KINDS[_kind_of(rows, kind, str(source))]
     if limit is not None:
         if limit < 1:
@@ -261,7 +261,14 @@ def load_examples(
     )
 
 
-def _renamed(rows: list[Row], columns: Mapping[str, str]) -> list[Row]:
+def rename_columns(rows: list[Row], columns: Mapping[str, str]) -> list[Row]:
+    """Return rows with a file's columns under the names of our fields.
+
+    Raises
+    ------
+    DataError or ParameterError
+        On an unknown field or a column the rows do not have.
+    """
     known = sorted(
         {field for kind in KINDS.values() for field in kind.fields} | {"context", "group", "split"}
     )

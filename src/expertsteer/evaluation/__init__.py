@@ -2,7 +2,18 @@
 
 from expertsteer.evaluation.effect import perplexity, word_log_odds
 from expertsteer.evaluation.intervals import mean_interval
-from expertsteer.evaluation.multiple_choice import Question, questions_of, score_questions
+from expertsteer.evaluation.multiple_choice import (
+    ChoiceTask,
+    Question,
+    questions_of,
+    score_questions,
+)
+from expertsteer.evaluation.open_answers import (
+    OpenQuestion,
+    OpenTask,
+    answer_questions,
+    load_open_questions,
+)
 from expertsteer.evaluation.preference import choose_by_preference, preference_gap, require_model
 from expertsteer.evaluation.run import Evaluation, Measurement, evaluate
 from expertsteer.evaluation.scoring import (
@@ -13,18 +24,25 @@ from expertsteer.evaluation.scoring import (
     encode_request,
     token_divergences,
 )
+from expertsteer.evaluation.tasks import load_task
 
 __all__ = [
+    "ChoiceTask",
     "ContinuationScore",
     "Evaluation",
     "Measurement",
+    "OpenQuestion",
+    "OpenTask",
     "Question",
     "Request",
     "TokenDamage",
+    "answer_questions",
     "choose_by_preference",
     "continuation_log_likelihoods",
     "encode_request",
     "evaluate",
+    "load_open_questions",
+    "load_task",
     "mean_interval",
     "perplexity",
     "preference_gap",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import string
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,7 @@ from expertsteer.errors import DataError
 from expertsteer.evaluation.scoring import Request, continuation_log_likelihoods, encode_request
 from expertsteer.models import LanguageModel
 
-__all__ = ["METRICS", "Question", "is_questions", "questions_of", "score_questions"]
-
-METRICS = ("acc", "acc_norm", "acc_letter", "probability")
+__all__ = ["ChoiceTask", "Question", "is_questions", "questions_of", "score_questions"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +115,50 @@ def questions_of(
         special = texts[rows[0]].has_special_tokens
         questions.append(Question(name, prompts.pop(), answers, right[0], special))
     return questions
+
+
+@dataclass(frozen=True)
+class ChoiceTask:
+    """Questions whose answers are scored by log-likelihood, for `evaluate`.
+
+    Attributes
+    ----------
+    questions : tuple of Question
+    letters : bool
+        As in `score_questions`.
+    source : dict
+        Where the questions come from, for provenance.
+    """
+
+    questions: tuple[Question, ...]
+    letters: bool = False
+    source: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Fields of a row that are averaged."""
+        return ("acc", "acc_norm", *(("acc_letter",) if self.letters else ()), "probability")
+
+    def summary(self) -> dict[str, Any]:
+        """Return what decides the rows, as plain JSON types."""
+        text = "".join(
+            "\x1f".join((q.prompt, *q.answers, str(q.right))) + "\x1e" for q in self.questions
+        )
+        return {
+            "kind": "multiple choice",
+            "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16],
+            "letters": self.letters,
+        } | self.source
+
+    def score(
+        self,
+        model: LanguageModel,
+        questions: Sequence[Question],
+        on_rows: Callable[[list[dict[str, Any]]], None],
+        progress: bool,
+    ) -> None:
+        """Score some of the questions; see `score_questions`."""
+        score_questions(model, questions, letters=self.letters, on_rows=on_rows, progress=progress)
 
 
 def score_questions(

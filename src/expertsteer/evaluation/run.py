@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from expertsteer.data import LabelledExamples, RenderedText
+from expertsteer.data import RenderedText
 from expertsteer.errors import DataError
 from expertsteer.evaluation.intervals import mean_interval
-from expertsteer.evaluation.multiple_choice import METRICS, questions_of, score_questions
+from expertsteer.evaluation.multiple_choice import ChoiceTask
+from expertsteer.evaluation.open_answers import OpenTask
 from expertsteer.evaluation.row_file import RowFile
 from expertsteer.evaluation.scoring import token_divergences
 from expertsteer.files import write_text
@@ -77,28 +78,24 @@ class Evaluation:
 
 def evaluate(
     model: LanguageModel,
-    examples: LabelledExamples,
+    task: ChoiceTask | OpenTask,
     output: str | Path,
     *,
     pack: SteeringPack | None = None,
     strengths: Sequence[float] = (),
     positions: str = "all",
-    split: str = "test",
-    limit: int | None = None,
-    letters: bool = False,
-    chat_template: bool = False,
     plain_text: Sequence[str] = (),
-    seed: int = 0,
     force: bool = False,
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluate a target on multiple choice or yes/no questions, unsteered and steered.
+    """Evaluate a target on questions, unsteered and steered.
 
     Parameters
     ----------
     model : LanguageModel
-    examples : LabelledExamples
-        Questions; see `questions_of`.
+    task : ChoiceTask or OpenTask
+        Questions and how they are scored. Figures come from the test split; choices
+        belong to the validation split.
     output : str or Path
         A folder: ``rows.jsonl`` (a row a question and strength), ``plain.jsonl`` (a row a
         plain text and strength), ``run.json`` (the settings), ``summary.json``. A folder
@@ -109,17 +106,8 @@ def evaluate(
         Relative to the mean residual norm; default: the pack's own.
     positions : {"all", "prompt", "generated", "last"}, default="all"
         The answers that are scored count as generated.
-    split : {"test", "validation", "train"}, default="test"
-        Figures come from "test"; choices belong to "validation".
-    limit : int, optional
-        Most questions, drawn at random.
-    letters : bool, default=False
-        Also ask for the letter of the answer.
-    chat_template : bool, default=False
     plain_text : sequence of str
         For perplexity and divergence; none: these are left out.
-    seed : int, default=0
-        Of the draw.
     force : bool, default=False
         See `SteeringPack.check_target`.
     progress : bool, default=True
@@ -134,20 +122,13 @@ def evaluate(
         If there are no questions, or the folder holds another run.
     """
     folder = Path(output)
-    questions = questions_of(
-        examples, model, split=split, chat_template=chat_template, limit=limit, seed=seed
-    )
     values = [0.0, *(strengths or ([pack.strength] if pack else []))] if pack else [0.0]
     provenance = {
         "target": model.description.to_dict(),
         "pack": pack.summary() if pack else None,
-        "data": examples.split(split).summary() | {"split": split, "n_questions": len(questions)},
+        "task": task.summary(),
         "settings": {
             "positions": positions,
-            "limit": limit,
-            "letters": letters,
-            "chat_template": chat_template,
-            "seed": seed,
             "dtype": str(model.model.dtype).removeprefix("torch."),
             "plain_text": hashlib.sha256("\n".join(plain_text).encode()).hexdigest()[:16],
         },
@@ -163,21 +144,19 @@ def evaluate(
     with RowFile(folder / "rows.jsonl") as file:
         for strength in values:
             done = {row["name"] for row in file.rows if row["strength"] == strength}
-            left = [question for question in questions if question.name not in done]
+            left: list[Any] = [question for question in task.questions if question.name not in done]
+
+            def keep(new: list[dict[str, Any]], strength: float = strength) -> None:
+                file.add({"strength": strength} | row for row in new)
+
             with steered(strength):
-                score_questions(
-                    model,
-                    left,
-                    letters=letters,
-                    on_rows=lambda rows, s=strength: file.add({"strength": s} | r for r in rows),
-                    progress=progress,
-                )
+                task.score(model, left, keep, progress)
         rows = file.rows
     with RowFile(folder / "plain.jsonl") as file:
         for strength in values:
             done = {row["text"] for row in file.rows if row["strength"] == strength}
             left = [n for n in range(len(plain_text)) if n not in done]
-            texts = [RenderedText(plain_text[n], 0, False) for n in left]
+            texts = [RenderedText(str(plain_text[n]), 0, False) for n in left]
             for n, damage in zip(
                 left, token_divergences(model, texts, steered(strength)), strict=True
             ):
@@ -190,7 +169,9 @@ def evaluate(
                 }
                 file.add([row])
         plain = file.rows
-    result = _summary(rows, plain, values, provenance | {"machine": describe_machine()})
+    result = _summary(
+        task.metrics, rows, plain, values, provenance | {"machine": describe_machine()}
+    )
     write_text(folder / "summary.json", json.dumps(result.to_dict(), indent=2))
     return result
 
@@ -216,6 +197,7 @@ def _claim(folder: Path, provenance: dict[str, Any]) -> None:
 
 
 def _summary(
+    metrics: Sequence[str],
     rows: list[dict[str, Any]],
     plain: list[dict[str, Any]],
     strengths: Sequence[float],
@@ -229,9 +211,7 @@ def _summary(
     measurements: dict[float, dict[str, Measurement]] = {}
     for strength, found in by_strength.items():
         measurements[strength] = {}
-        for metric in METRICS:
-            if metric not in next(iter(found.values())):
-                continue
+        for metric in metrics:
             values = np.array([found[name][metric] for name in unsteered], dtype=np.float64)
             before = np.array([unsteered[name][metric] for name in unsteered], dtype=np.float64)
             measurements[strength][metric] = Measurement(

@@ -23,6 +23,7 @@ __all__ = [
     "encode_request",
     "mean_log_likelihoods",
     "next_token_log_probabilities",
+    "padded",
     "token_divergences",
     "token_log_likelihoods",
 ]
@@ -139,7 +140,7 @@ def next_token_log_probabilities(
     ids = [tuple(model.tokenizer(text)["input_ids"]) for text in texts]
     result = torch.empty(len(ids), len(tokens))
     for rows in _batches([len(row) for row in ids], [1] * len(ids)):
-        batch, mask = _padded(model, [ids[row] for row in rows], "right")
+        batch, mask = padded(model, [ids[row] for row in rows], "right")
         last = mask.sum(1) - 1
         with _head_sees(model, torch.arange(len(rows)), last):
             logits = model.model(**_inputs(batch, mask), use_cache=False).logits[0]
@@ -241,7 +242,7 @@ def _whole_batches(model: LanguageModel, ids: Sequence[Sequence[int]]) -> Iterat
     lengths = [len(ids[row]) - 1 for row in scored]
     for places in _batches(lengths, lengths):
         rows = [scored[place] for place in places]
-        batch, mask = _padded(model, [ids[row][:-1] for row in rows], "right")
+        batch, mask = padded(model, [ids[row][:-1] for row in rows], "right")
         following = torch.tensor([token for row in rows for token in ids[row][1:]])
         yield _WholeBatch(rows, batch, mask, following, [len(ids[row]) - 1 for row in rows])
 
@@ -336,7 +337,7 @@ def _score_from_cache(
     model: LanguageModel, requests: Sequence[Request]
 ) -> list[list[ContinuationScore]]:
     # Padding to the left keeps distances between context and continuation as they are.
-    contexts, mask = _padded(model, [request.context for request in requests], "left")
+    contexts, mask = padded(model, [request.context for request in requests], "left")
     owners = [place for place, request in enumerate(requests) for _ in request.continuations]
     continuations = [tokens for request in requests for tokens in request.continuations]
     longer = [row for row, tokens in enumerate(continuations) if len(tokens) > 1]
@@ -354,7 +355,7 @@ def _score_from_cache(
         cache = read.past_key_values
         chosen = torch.tensor([owners[row] for row in longer], device=model.device)
         cache.reorder_cache(chosen)
-        batch, new = _padded(model, [continuations[row][:-1] for row in longer], "right")
+        batch, new = padded(model, [continuations[row][:-1] for row in longer], "right")
         whole = torch.cat([mask[chosen], new], dim=1)
         positions = _positions(model, whole, batch.shape[1])
         where = new.nonzero(as_tuple=True)
@@ -428,7 +429,7 @@ def _batches(
         yield batch
 
 
-def _padded(
+def padded(
     model: LanguageModel, ids: Sequence[Sequence[int]], side: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return padded ids and their mask, both (batch, tokens), on the model's device."""

@@ -1,0 +1,343 @@
+"""Open answers by greedy generation, matched as numbers or as text."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import unicodedata
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from tqdm.auto import tqdm
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from expertsteer.data.formats import rename_columns
+from expertsteer.data.readers import read_rows
+from expertsteer.errors import DataError, ParameterError
+from expertsteer.evaluation.scoring import padded
+from expertsteer.models import LanguageModel
+
+__all__ = [
+    "OpenQuestion",
+    "answer_questions",
+    "extract_answer",
+    "load_open_questions",
+    "same_answer",
+]
+
+_SIGN = "The answer is"
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\.\d+")
+# What a base model writes when it goes on to a question of its own.
+_NEXT_QUESTION = "\nQuestion:"
+
+
+@dataclass(frozen=True)
+class OpenQuestion:
+    """A question that is answered in words.
+
+    Attributes
+    ----------
+    name : str
+    prompt : str
+        Examples with their answers, if any, then the question.
+    answer : str
+        The right one.
+    has_special_tokens : bool
+        Whether a chat template has put them into the prompt.
+    """
+
+    name: str
+    prompt: str
+    answer: str
+    has_special_tokens: bool = False
+
+
+def load_open_questions(
+    source: str | Path,
+    *,
+    split: str = "test",
+    columns: Mapping[str, str] | None = None,
+    n_shots: int = 0,
+    limit: int | None = None,
+    seed: int = 0,
+) -> list[OpenQuestion]:
+    """Load questions with answers of free form.
+
+    Parameters
+    ----------
+    source : str or Path
+        As in `load_examples`. Columns: ``question``, ``answer``, ``split``; ``rationale``
+        (the way to the answer) and ``id`` are optional.
+    split : {"test", "validation", "train"}, default="test"
+    columns : mapping of str to str, optional
+        From a field above to the file's column.
+    n_shots : int, default=0
+        Solved questions of the train split before every question, drawn at random.
+    limit : int, optional
+        Most questions, drawn at random.
+    seed : int, default=0
+        Of both draws.
+
+    Returns
+    -------
+    list of OpenQuestion
+
+    Raises
+    ------
+    DataError
+        On missing columns, an empty split or too few solved questions.
+    """
+    by_split: dict[str, list[tuple[str, str, str, str]]] = {}
+    for number, (place, row) in enumerate(rename_columns(read_rows(source), columns or {})):
+        found = [row.get(name) for name in ("question", "answer", "rationale")]
+        question, answer, rationale = ("" if v is None else str(v).strip() for v in found)
+        if not question or not answer:
+            raise DataError(f"{place}: got no question or no answer, but expected both.")
+        name = str(row.get("id") or f"row {number}")
+        solved_question = (name, question, answer, rationale)
+        by_split.setdefault(str(row.get("split") or "test"), []).append(solved_question)
+    rows, solved = by_split.get(split, []), by_split.get("train", [])
+    if not rows:
+        raise DataError(
+            f"Got no rows in the split {split!r} of {source}, which holds "
+            f"{', '.join(sorted(by_split))}. Name one of those."
+        )
+    if n_shots and split == "train":
+        raise ParameterError(
+            f"Got n_shots={n_shots} for the train split, but solved questions come from there."
+        )
+    if n_shots > len(solved):
+        raise DataError(
+            f"Got {len(solved)} solved questions in the train split of {source}, but expected at "
+            f"least n_shots={n_shots}."
+        )
+    rng = random.Random(seed)
+    if limit is not None and limit < len(rows):
+        rows = [rows[place] for place in sorted(rng.sample(range(len(rows)), limit))]
+    shots = "".join(
+        f"Question: {question}\nAnswer: {f'{rationale} ' if rationale else ''}{_SIGN} {answer}.\n\n"
+        for _, question, answer, rationale in rng.sample(solved, n_shots)
+    )
+    return [
+        OpenQuestion(name, f"{shots}Question: {question}\nAnswer:", answer)
+        for name, question, answer, _ in rows
+    ]
+
+
+@dataclass(frozen=True)
+class OpenTask:
+    """Questions to answer in words, for `evaluate`.
+
+    Attributes
+    ----------
+    questions : tuple of OpenQuestion
+    max_new_tokens, batch_size : int
+        As in `answer_questions`.
+    source : dict
+        Where the questions come from, for provenance.
+    """
+
+    questions: tuple[OpenQuestion, ...]
+    max_new_tokens: int = 256
+    batch_size: int = 8
+    source: dict[str, Any] = field(default_factory=dict)
+    metrics: ClassVar[tuple[str, ...]] = ("exact_match",)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what decides the rows, as plain JSON types."""
+        text = "".join(f"{q.prompt}\x1f{q.answer}\x1e" for q in self.questions)
+        return {
+            "kind": "open answers",
+            "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16],
+            "max_new_tokens": self.max_new_tokens,
+        } | self.source
+
+    def score(
+        self,
+        model: LanguageModel,
+        questions: Sequence[OpenQuestion],
+        on_rows: Callable[[list[dict[str, Any]]], None],
+        progress: bool,
+    ) -> None:
+        """Answer some of the questions; see `answer_questions`."""
+        answer_questions(
+            model,
+            questions,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+            on_rows=on_rows,
+            progress=progress,
+        )
+
+
+@torch.inference_mode()
+def answer_questions(
+    model: LanguageModel,
+    questions: Sequence[OpenQuestion],
+    *,
+    max_new_tokens: int = 256,
+    batch_size: int = 8,
+    on_rows: Callable[[list[dict[str, Any]]], None] | None = None,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Let a model answer, greedily, and compare with the right answers.
+
+    Parameters
+    ----------
+    model : LanguageModel
+        Steered or not.
+    questions : sequence of OpenQuestion
+    max_new_tokens : int, default=256
+    batch_size : int, default=8
+        Questions at once, those of similar length together.
+    on_rows : callable, optional
+        Called with the rows of each batch as soon as it is finished.
+    progress : bool, default=True
+
+    Returns
+    -------
+    list of dict
+        A row a question: ``name``, ``answer``, ``generated``, ``extracted`` and
+        ``exact_match``, 0 or 1.
+
+    Notes
+    -----
+    A prompt that does not fit the context with its answer loses its beginning; a warning
+    says how many do.
+    """
+    room = model.context_length - max_new_tokens
+    if room < 1:
+        raise ParameterError(
+            f"Got max_new_tokens={max_new_tokens}, but the context of {model.name} holds "
+            f"{model.context_length}. Ask for fewer."
+        )
+    encoded = [
+        model.tokenizer(q.prompt, add_special_tokens=not q.has_special_tokens, verbose=False)[
+            "input_ids"
+        ]
+        for q in questions
+    ]
+    n_cut = sum(len(ids) > room for ids in encoded)
+    if n_cut:
+        warnings.warn(
+            f"{n_cut} of {len(questions)} prompts are longer than the context of {model.name} and "
+            "lose their beginning.",
+            stacklevel=2,
+        )
+    order = sorted(range(len(questions)), key=lambda n: len(encoded[n]), reverse=True)
+    rows: list[dict[str, Any]] = []
+    with tqdm(total=len(order), desc="answering", delay=1, disable=not progress) as bar:
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            texts = _generate(model, [encoded[n][-room:] for n in places], max_new_tokens)
+            new = [_row(questions[n], text) for n, text in zip(places, texts, strict=True)]
+            rows += new
+            if on_rows is not None:
+                on_rows(new)
+            bar.update(len(places))
+    return rows
+
+
+def _generate(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> list[str]:
+    ids, mask = padded(model, prompts, "left")
+    tokens = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        stopping_criteria=StoppingCriteriaList([_NextQuestion(model, ids.shape[1])]),
+    )
+    texts = model.tokenizer.batch_decode(tokens[:, ids.shape[1] :], skip_special_tokens=True)
+    return [text.partition(_NEXT_QUESTION)[0] for text in texts]
+
+
+class _NextQuestion(StoppingCriteria):
+    """Ends an answer where the model goes on to a question of its own."""
+
+    def __init__(self, model: LanguageModel, n_prompt: int) -> None:
+        self.tokenizer = model.tokenizer
+        self.n_prompt = n_prompt
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any
+    ) -> torch.BoolTensor:
+        # A token is at least one byte, so the string lies within as many of the newest.
+        newest = max(self.n_prompt, input_ids.shape[1] - len(_NEXT_QUESTION))
+        texts = self.tokenizer.batch_decode(input_ids[:, newest:])
+        ended = [_NEXT_QUESTION in text for text in texts]
+        return cast(torch.BoolTensor, torch.tensor(ended, device=input_ids.device))
+
+
+def _row(question: OpenQuestion, generated: str) -> dict[str, Any]:
+    extracted = extract_answer(generated)
+    return {
+        "name": question.name,
+        "answer": question.answer,
+        "generated": generated,
+        "extracted": extracted,
+        "exact_match": int(same_answer(extracted, question.answer)),
+    }
+
+
+def extract_answer(generated: str) -> str:
+    """Return the answer in what a model wrote.
+
+    What follows the last "The answer is", "####" or stands in the last box of LaTeX;
+    otherwise the last number; otherwise the first line.
+    """
+    for sign in (r"\boxed{", _SIGN, _SIGN.lower(), "####"):
+        _, found, after = generated.rpartition(sign)
+        if not found:
+            continue
+        if sign.endswith("{"):
+            return _to_closing_brace(after)
+        return after.strip(" :\n").partition("\n")[0].strip().rstrip(".")
+    numbers = _NUMBER.findall(generated)
+    return numbers[-1] if numbers else generated.strip().partition("\n")[0].strip()
+
+
+def _to_closing_brace(text: str) -> str:
+    depth = 1
+    for place, character in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return text[:place]
+    return text
+
+
+def same_answer(found: str, right: str) -> bool:
+    """Return whether two answers are the same number, or the same text but for its form.
+
+    Numbers may differ in thousands separators, a currency or percent sign, trailing
+    zeros, or be a fraction; texts in case, spaces and LaTeX's dollar signs.
+    """
+    numbers = [_number(text) for text in (found, right)]
+    if numbers[1] is not None:
+        return numbers[0] is not None and abs(numbers[0] - numbers[1]) <= 1e-6 * max(
+            1.0, abs(numbers[1])
+        )
+    return _normal(found) == _normal(right)
+
+
+def _number(text: str) -> float | None:
+    plain = text.strip().strip("$€£%. ").replace(",", "").removesuffix("\\%")
+    match = re.fullmatch(r"(-?)\\d?frac\{(-?\d+)\}\{(\d+)\}", plain)
+    if match:
+        plain = f"{match[1]}{match[2]}/{match[3]}"
+    top, slash, bottom = plain.partition("/")
+    try:
+        return float(top) / float(bottom) if slash else float(plain)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _normal(text: str) -> str:
+    plain = unicodedata.normalize("NFKC", text).casefold().strip(" $.\n")
+    return "".join(plain.split())

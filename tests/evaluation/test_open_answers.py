@@ -1,0 +1,139 @@
+"""Answers of free form: loaded, generated, extracted and matched."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from expertsteer.errors import DataError, ParameterError
+from expertsteer.evaluation import evaluate, load_task
+from expertsteer.evaluation.multiple_choice import ChoiceTask
+from expertsteer.evaluation.open_answers import (
+    OpenQuestion,
+    OpenTask,
+    answer_questions,
+    extract_answer,
+    load_open_questions,
+    same_answer,
+)
+from helpers import CONTEXT, tiny_language_model
+
+
+@pytest.fixture
+def path(tmp_path):
+    rows = [
+        {
+            "id": f"item {n}",
+            "question": f"w{n} w{n + 1}",
+            "answer": str(n),
+            "rationale": f"w{n}" if n % 2 else None,
+            "split": "test" if n < 6 else "train",
+        }
+        for n in range(10)
+    ]
+    file = tmp_path / "open.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("generated", "expected"),
+    [
+        ("Twice 3 is 6. The answer is 6.", "6"),
+        ("so the answer is: $1,200.50\nQuestion", "$1,200.50"),
+        ("first 4 then 7\n#### 11", "11"),
+        (r"hence \boxed{\frac{1}{2}} units", r"\frac{1}{2}"),
+        ("we need 12 apples and 15 pears", "15"),
+        (" Paris \nand more", "Paris"),
+        ("", ""),
+    ],
+)
+def test_the_answer_is_found_in_what_was_written(generated, expected):
+    assert extract_answer(generated) == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "right", "same"),
+    [
+        ("$1,200.50", "1200.5", True),
+        ("1/2", r"\frac{1}{2}", True),
+        ("50%", "50", True),
+        ("13", "12", False),
+        ("", "12", False),
+        ("1/0", "12", False),
+        ("paris", "Paris.", True),
+        ("x + 1", "$x+1$", True),
+        ("12", "Paris", False),
+    ],
+)
+def test_answers_are_matched_as_numbers_or_text(found, right, same):
+    assert same_answer(found, right) is same
+
+
+def test_shots_come_from_the_train_split_and_hold_their_rationale(path):
+    questions = load_open_questions(path, n_shots=4, limit=3, seed=1)
+    assert len(questions) == 3
+    assert questions[0].prompt.count("Question:") == 5
+    assert "Answer: w7 The answer is 7.\n\n" in questions[0].prompt
+    assert questions[0].prompt.endswith("\nAnswer:")
+    assert all(int(question.answer) < 6 for question in questions)
+    with pytest.raises(DataError, match="4 solved questions"):
+        load_open_questions(path, n_shots=5)
+    with pytest.raises(ParameterError, match="train split"):
+        load_open_questions(path, split="train", n_shots=1)
+    with pytest.raises(DataError, match=r"'validation'.*test, train"):
+        load_open_questions(path, split="validation")
+
+
+def test_a_row_without_an_answer_is_named(tmp_path):
+    file = tmp_path / "open.jsonl"
+    file.write_text('{"question": "w1", "answer": "2"}\n{"question": "w1", "answer": ""}\n')
+    with pytest.raises(DataError, match=r"open\.jsonl:2"):
+        load_open_questions(file)
+
+
+def test_answers_in_a_batch_are_those_of_each_question_alone():
+    model = tiny_language_model("llama")
+    questions = [OpenQuestion(f"{n}", "w3 " * n + "w4", "1") for n in range(1, 6)]
+    settings = {"max_new_tokens": 6, "progress": False}
+    together = {r["name"]: r["generated"] for r in answer_questions(model, questions, **settings)}
+    for question in questions:
+        (alone,) = answer_questions(model, [question], **settings)
+        assert together[question.name] == alone["generated"]
+        ids = model.tokenizer(question.prompt, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            tokens = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
+        text = model.tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)
+        assert alone["generated"] == text
+
+
+def test_prompts_that_do_not_fit_are_counted_and_room_is_checked():
+    model = tiny_language_model("llama")
+    long = OpenQuestion("long", "w3 " * (CONTEXT + 1), "1")
+    with pytest.warns(UserWarning, match="1 of 1 prompts"):
+        answer_questions(model, [long], max_new_tokens=4, progress=False)
+    with pytest.raises(ParameterError, match=f"holds {CONTEXT}"):
+        answer_questions(model, [long], max_new_tokens=CONTEXT, progress=False)
+
+
+def test_open_questions_are_evaluated_and_continued(path, tmp_path):
+    model = tiny_language_model("llama")
+    task = load_task(path, model, max_new_tokens=4, batch_size=2)
+    assert isinstance(task, OpenTask)
+    result = evaluate(model, task, tmp_path / "out", progress=False)
+    assert result.n_questions == 6
+    assert set(result.measurements[0.0]) == {"exact_match"}
+    rows = tmp_path / "out" / "rows.jsonl"
+    whole = sorted(rows.read_text().splitlines())
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:4]))
+    evaluate(model, task, tmp_path / "out", progress=False)
+    assert sorted(rows.read_text().splitlines()) == whole
+
+
+def test_rows_with_choices_are_multiple_choice(tmp_path):
+    file = tmp_path / "choices.jsonl"
+    row = {"question": "w1", "choices": ["w2", "w3"], "answer": 0, "split": "test"}
+    file.write_text(json.dumps(row) + "\n")
+    assert isinstance(load_task(file, tiny_language_model("llama")), ChoiceTask)
