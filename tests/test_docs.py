@@ -136,6 +136,13 @@ def test_command_is_understood(words, tmp_path, monkeypatch):
         extras = metadata("expertsteer").get_all("Provides-Extra")
         for listed in re.findall(r"\[(.*?)\]", " ".join(arguments)):
             assert set(listed.split(",")) <= set(extras)
+    elif program == "expertsteer-lm-eval":
+        from expertsteer.evaluation.harness import SteeredHarnessModel
+
+        assert f"\n{program} = " in (ROOT / "pyproject.toml").read_text()
+        given = arguments[arguments.index("--model_args") + 1]
+        named = {argument.partition("=")[0] for argument in given.split(",")}
+        assert named <= set(inspect.signature(SteeredHarnessModel).parameters)
     else:
         assert program in FOREIGN
 
