@@ -179,7 +179,7 @@ def test_the_packs_own_strength_is_the_default():
     assert torch.equal(
         states(model, pack.apply(model))[2], states(model, pack.apply(model, 0.3))[2]
     )
-    with pytest.raises(ParameterError, match="strength=0,"):
+    with pytest.raises(ParameterError, match="strength 0: calibration"):
         make(strength=0.0).apply(model)
 
 
