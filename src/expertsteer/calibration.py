@@ -10,13 +10,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from expertsteer.data import LabelledExamples, RenderedText, render
 from expertsteer.errors import ParameterError
 from expertsteer.evaluation.intervals import mean_interval
 from expertsteer.evaluation.multiple_choice import is_questions, questions_of, score_questions
-from expertsteer.evaluation.scoring import mean_log_likelihoods, token_divergences
+from expertsteer.evaluation.scoring import (
+    mean_log_likelihoods,
+    token_divergences,
+    token_log_likelihoods,
+)
 from expertsteer.models import LanguageModel
 from expertsteer.pack import SteeringPack
 from expertsteer.provenance import package_versions
@@ -169,12 +174,13 @@ def calibrate(
     values, name = _effect_of(model, examples, chat_template, seed)
     unsteered = values()
     texts = [RenderedText(text, 0, False) for text in plain_text]
+    damage_of = _damage_of(model, texts, damage, budget)
 
     def steering(strength: float, layers: tuple[int, ...]) -> AbstractContextManager[Any]:
         return pack.restrict(layers).apply(model, strength, positions, force=force)
 
     def attempt(strength: float, layers: tuple[int, ...]) -> Trial:
-        found = _damage(model, texts, steering(strength, layers), damage, budget)
+        found = damage_of(steering(strength, layers))
         if found > budget:
             return Trial(strength, layers, found, within_budget=False)
         with steering(strength, layers):
@@ -247,25 +253,34 @@ def _effect_of(
     return preference, "log-likelihood a token, turned round for negative texts"
 
 
-def _damage(
-    model: LanguageModel,
-    texts: Sequence[RenderedText],
-    steering: AbstractContextManager[Any],
-    damage: str,
-    budget: float,
-) -> float:
-    total, n_tokens = 0.0, 0
-    for part in range(_PARTS_OF_PLAIN_TEXT):
-        for found in token_divergences(model, texts[part::_PARTS_OF_PLAIN_TEXT], steering):
-            drop = found.log_likelihood - found.steered_log_likelihood
-            total += float((drop if damage == "perplexity" else found.divergence).sum())
-            n_tokens += len(found.divergence)
-        mean = total / max(n_tokens, 1)
-        value = math.exp(min(mean, 700.0)) if damage == "perplexity" else mean
-        least = 1.0 if damage == "perplexity" else 0.0
-        if value - least > _HOPELESS * (budget - least):
-            break
-    return value
+def _damage_of(
+    model: LanguageModel, texts: Sequence[RenderedText], damage: str, budget: float
+) -> Callable[[AbstractContextManager[Any]], float]:
+    """Return a function that measures a steering's damage, up to where it is hopeless."""
+    parts = [texts[part::_PARTS_OF_PLAIN_TEXT] for part in range(_PARTS_OF_PLAIN_TEXT)]
+    least = 1.0 if damage == "perplexity" else 0.0
+    unsteered = [token_log_likelihoods(model, part) for part in parts] if least else []
+
+    def losses(part: int, steering: AbstractContextManager[Any]) -> list[torch.Tensor]:
+        if damage == "divergence":
+            return [found.divergence for found in token_divergences(model, parts[part], steering)]
+        with steering:
+            steered = token_log_likelihoods(model, parts[part])
+        return [before - after for before, after in zip(unsteered[part], steered, strict=True)]
+
+    def measure(steering: AbstractContextManager[Any]) -> float:
+        total, n_tokens, value = 0.0, 0, least
+        for part in range(len(parts)):
+            for found in losses(part, steering):
+                total += float(found.sum())
+                n_tokens += len(found)
+            mean = total / max(n_tokens, 1)
+            value = math.exp(min(mean, 700.0)) if damage == "perplexity" else mean
+            if value - least > _HOPELESS * (budget - least):
+                break
+        return value
+
+    return measure
 
 
 def _best(trials: Sequence[Trial]) -> Trial | None:

@@ -67,12 +67,10 @@ def plot_information(
     ParameterError
         On another kind of picture.
     """
-    path = Path(path)
-    kind = picture_kind(path)
+    picture_kind(path)
     values = np.asarray(table)
     n_expert, n_target = values.shape
     figure = Figure(figsize=(1.8 + 0.32 * n_target, 1.6 + 0.22 * n_expert), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(values, origin="lower", aspect="auto", cmap="viridis")
     figure.colorbar(image, ax=axes, label="mutual information (nats)")
@@ -95,9 +93,7 @@ def plot_information(
     axes.set_yticks(range(0, n_expert, max(1, n_expert // 12)))
     if pairs or candidates:
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    with replacing(path) as scratch:
-        figure.savefig(scratch, format=kind, dpi=150)
-    return path
+    return _save(figure, path)
 
 
 def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
@@ -119,14 +115,12 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     ParameterError
         On another kind of picture.
     """
-    path = Path(path)
-    kind = picture_kind(path)
+    picture_kind(path)
     rows = comparison.rows[::-1]
     places = np.arange(len(rows))
     effects = np.array([row.effect for row in rows])
     intervals = np.array([row.effect_interval for row in rows])
     figure = Figure(figsize=(9.5, 0.9 + 0.42 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.4, 1))
     colours = ["tab:red" if row.method == "ExpertSteer" else "tab:gray" for row in rows]
     left.barh(places, effects, color=colours, height=0.62)
@@ -147,9 +141,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     right.set_xscale("log")
     right.set_xlabel("damage: perplexity, log scale")
     right.grid(axis="x", alpha=0.4)
-    with replacing(path) as scratch:
-        figure.savefig(scratch, format=kind, dpi=150)
-    return path
+    return _save(figure, path)
 
 
 def plot_calibration(calibration: Calibration, path: str | Path) -> Path:
@@ -171,10 +163,8 @@ def plot_calibration(calibration: Calibration, path: str | Path) -> Path:
     ParameterError
         On another kind of picture.
     """
-    path = Path(path)
-    kind = picture_kind(path)
+    picture_kind(path)
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     measured = [trial for trial in calibration.trials if trial.effect_interval is not None]
     for layers in sorted({trial.layers for trial in measured}):
@@ -214,6 +204,13 @@ def plot_calibration(calibration: Calibration, path: str | Path) -> Path:
     axes.set_xlabel(f"damage to plain text: {units}")
     axes.set_ylabel("effect on validation (nats); labels: strength")
     axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure, whole or not at all."""
+    path = Path(path)
+    FigureCanvasAgg(figure)
     with replacing(path) as scratch:
-        figure.savefig(scratch, format=kind, dpi=150)
+        figure.savefig(scratch, format=picture_kind(path), dpi=150)
     return path

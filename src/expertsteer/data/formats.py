@@ -15,7 +15,7 @@ from expertsteer.data.examples import LabelledExamples
 from expertsteer.data.readers import Row, read_rows
 from expertsteer.errors import DataError, ParameterError
 
-__all__ = ["KINDS", "load_examples", "rename_columns"]
+__all__ = ["KINDS", "load_examples", "rename_columns", "split_of"]
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def load_examples(
         n_left_out += not made
         examples += made
         groups += [_group_of(row, number)] * len(made)
-        splits += [_split_of(row, place)] * len(made)
+        splits += [split_of(row, place)] * len(made)
     if not examples:
         raise DataError(
             f"Got {source} with no row labelled {positive!r} or {negative!r}. "
@@ -311,7 +311,14 @@ def _kind_of(rows: list[Row], kind: str, source: str) -> str:
     )
 
 
-def _split_of(row: Mapping[str, Any], place: str) -> str:
+def split_of(row: Mapping[str, Any], place: str) -> str:
+    """Return a row's split by our names, "" where it has none.
+
+    Raises
+    ------
+    DataError
+        If the split has another name.
+    """
     value = row.get("split")
     if value is None:
         return ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import random
 import string
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,12 @@ import numpy as np
 
 from expertsteer.data import LabelledExamples, render
 from expertsteer.errors import DataError
-from expertsteer.evaluation.scoring import Request, continuation_log_likelihoods, encode_request
+from expertsteer.evaluation.scoring import (
+    Request,
+    continuation_log_likelihoods,
+    encode_request,
+    warn_of_cut_prompts,
+)
 from expertsteer.models import LanguageModel
 
 __all__ = ["ChoiceTask", "Question", "is_questions", "questions_of", "score_questions"]
@@ -208,12 +212,7 @@ def score_questions(
             )
             requests.append(request)
             n_cut += is_cut
-    if n_cut:
-        warnings.warn(
-            f"{n_cut} of {len(requests)} prompts are longer than the context of {model.name} and "
-            "lose their beginning.",
-            stacklevel=2,
-        )
+    warn_of_cut_prompts(model, n_cut, len(requests))
     parts = 2 if letters else 1
     found: dict[int, list[float]] = {}
     rows: list[dict[str, Any]] = []

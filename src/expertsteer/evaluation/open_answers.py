@@ -6,7 +6,6 @@ import hashlib
 import random
 import re
 import unicodedata
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +15,10 @@ import torch
 from tqdm.auto import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from expertsteer.data.formats import rename_columns
+from expertsteer.data.formats import rename_columns, split_of
 from expertsteer.data.readers import read_rows
 from expertsteer.errors import DataError, ParameterError
-from expertsteer.evaluation.scoring import padded
+from expertsteer.evaluation.scoring import padded, warn_of_cut_prompts
 from expertsteer.models import LanguageModel
 
 __all__ = [
@@ -100,7 +99,7 @@ def load_open_questions(
             raise DataError(f"{place}: got no question or no answer, but expected both.")
         name = str(row.get("id") or f"row {number}")
         solved_question = (name, question, answer, rationale)
-        by_split.setdefault(str(row.get("split") or "test"), []).append(solved_question)
+        by_split.setdefault(split_of(row, place) or "test", []).append(solved_question)
     rows, solved = by_split.get(split, []), by_split.get("train", [])
     if not rows:
         raise DataError(
@@ -223,12 +222,7 @@ def answer_questions(
         for q in questions
     ]
     n_cut = sum(len(ids) > room for ids in encoded)
-    if n_cut:
-        warnings.warn(
-            f"{n_cut} of {len(questions)} prompts are longer than the context of {model.name} and "
-            "lose their beginning.",
-            stacklevel=2,
-        )
+    warn_of_cut_prompts(model, n_cut, len(questions))
     order = sorted(range(len(questions)), key=lambda n: len(encoded[n]), reverse=True)
     rows: list[dict[str, Any]] = []
     with tqdm(total=len(order), desc="answering", delay=1, disable=not progress) as bar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ __all__ = [
     "padded",
     "token_divergences",
     "token_log_likelihoods",
+    "warn_of_cut_prompts",
 ]
 
 # The output head writes positions x vocabulary numbers: 512 x 262,144 in float32 are 537 MB.
@@ -100,6 +102,16 @@ def encode_request(
     # The newest token is predicted and never read.
     room = model.context_length - max(map(len, continuations)) + 1
     return Request(tuple(context[-room:]), tuple(continuations)), len(context) > room
+
+
+def warn_of_cut_prompts(model: LanguageModel, n_cut: int, n_prompts: int) -> None:
+    """Warn how many prompts lose their beginning, if any."""
+    if n_cut:
+        warnings.warn(
+            f"{n_cut} of {n_prompts} prompts are longer than the context of {model.name} and "
+            "lose their beginning.",
+            stacklevel=3,
+        )
 
 
 class TokenDamage(NamedTuple):
