@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from expertsteer.files import write_text
 from expertsteer.models import LanguageModel
 from expertsteer.pack import SteeringPack
 from expertsteer.provenance import describe_machine, package_versions
+from expertsteer.steering import Steering
 
 __all__ = ["Evaluation", "Measurement", "evaluate"]
 
@@ -136,9 +137,9 @@ def evaluate(
     }
     _claim(folder, provenance)
 
-    def steered(strength: float) -> contextlib.AbstractContextManager[Any]:
+    def steering(strength: float) -> Steering | None:
         if pack is None or strength == 0:
-            return contextlib.nullcontext()
+            return None
         return pack.apply(model, strength, positions, force=force)
 
     with RowFile(folder / "rows.jsonl") as file:
@@ -149,7 +150,7 @@ def evaluate(
             def keep(new: list[dict[str, Any]], strength: float = strength) -> None:
                 file.add({"strength": strength} | row for row in new)
 
-            with steered(strength):
+            with steering(strength) or nullcontext():
                 task.score(model, left, keep, progress)
         rows = file.rows
     with RowFile(folder / "plain.jsonl") as file:
@@ -158,7 +159,7 @@ def evaluate(
             left = [n for n in range(len(plain_text)) if n not in done]
             texts = [RenderedText(str(plain_text[n]), 0, False) for n in left]
             for n, damage in zip(
-                left, token_divergences(model, texts, steered(strength)), strict=True
+                left, token_divergences(model, texts, steering(strength)), strict=True
             ):
                 row = {
                     "strength": strength,

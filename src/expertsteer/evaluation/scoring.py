@@ -183,7 +183,9 @@ def token_log_likelihoods(
 
 @torch.inference_mode()
 def token_divergences(
-    model: LanguageModel, texts: Sequence[RenderedText], steering: AbstractContextManager[Any]
+    model: LanguageModel,
+    texts: Sequence[RenderedText],
+    steering: AbstractContextManager[Any] | None,
 ) -> list[TokenDamage]:
     """Return what steering does to the next-token distributions in every text.
 
@@ -192,8 +194,9 @@ def token_divergences(
     model : LanguageModel
         Unsteered.
     texts : sequence of RenderedText
-    steering : context manager
-        Steers the model while it is entered; entered and left once a batch.
+    steering : context manager or None
+        Steers the model while it is entered; entered and left once a batch. None: no
+        damage, and every text is read once.
 
     Returns
     -------
@@ -205,8 +208,10 @@ def token_divergences(
     result = [TokenDamage(nothing, nothing, nothing)] * len(ids)
     for batch in _whole_batches(model, ids):
         plain = batch.logits(model)
-        with steering:
-            steered = batch.logits(model)
+        steered = plain
+        if steering is not None:
+            with steering:
+                steered = batch.logits(model)
         before, after = (_gather(logits, batch.following)[0] for logits in (plain, steered))
         parts = [
             values.split(batch.sizes) for values in (before, after, _divergence(plain, steered))
