@@ -145,7 +145,7 @@ def test_collected_states_give_the_same_pack_as_the_models(world, run):
 def test_collecting_again_from_its_configuration_only_reads(world, run, monkeypatch):
     assert run("collect", "-m", world.target, "-d", world.data, "-o", "states").code == 0
     shards = sorted(Path("states").glob("shard-*"))
-    monkeypatch.setattr("expertsteer.states.collecting._BlockReader.read", None)
+    monkeypatch.setattr("expertsteer.states.reading.BlockReader.read", None)
     outcome = run("collect", "--config", "states/collect.yaml")
     assert outcome.code == 0
     assert "64 texts x 3 layers x 32" in outcome.err

@@ -18,8 +18,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from expertsteer.data.formats import rename_columns, split_of
 from expertsteer.data.readers import read_rows
 from expertsteer.errors import DataError, ParameterError
-from expertsteer.evaluation.scoring import padded, warn_of_cut_prompts
+from expertsteer.evaluation.scoring import warn_of_cut_prompts
 from expertsteer.models import LanguageModel
+from expertsteer.models.batches import padded
 
 __all__ = [
     "OpenQuestion",
