@@ -141,7 +141,11 @@ class ChoiceTask:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Fields of a row that are averaged."""
-        return ("acc", "acc_norm", *(("acc_letter",) if self.letters else ()), "probability")
+        return (
+            *("acc", "acc_norm"),
+            *(("acc_letter",) if self.letters else ()),
+            *("probability", "log_odds"),
+        )
 
     def summary(self) -> dict[str, Any]:
         """Return what decides the rows, as plain JSON types."""
@@ -193,7 +197,8 @@ def score_questions(
         ``log_likelihoods`` (nats) and ``characters`` of the answers, then 0 or 1 for
         ``acc`` (highest log-likelihood), ``acc_norm`` (highest a
         character of the answer, as lm-eval's acc_norm) and, with ``letters``,
-        ``acc_letter``; ``probability`` of the right answer among the answers.
+        ``acc_letter``; ``probability`` of the right answer among the answers, and
+        ``log_odds`` of it against all others, in nats.
 
     Notes
     -----
@@ -259,6 +264,9 @@ def _row(
         "acc": int(values.argmax() == question.right),
         "acc_norm": int((values / characters).argmax() == question.right),
         "probability": float(shares[question.right] / shares.sum()),
+        "log_odds": float(
+            values[question.right] - np.logaddexp.reduce(np.delete(values, question.right))
+        ),
     }
     if letters is not None:
         row["letter_log_likelihoods"] = letters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import DynamicCache
@@ -206,7 +206,7 @@ class BlockReader:
         )
         answers = [(place, span) for place, group in enumerate(groups) for span in group.spans]
         owners = torch.tensor([place for place, _ in answers], device=prompts.device)
-        cache.reorder_cache(owners)
+        cache.reorder_cache(cast(torch.LongTensor, owners))
         shared = [len(groups[place].prompt) for place, _ in answers]
         tails = [span.ids[n:] for (_, span), n in zip(answers, shared, strict=True)]
         ids, new = padded(self.model, tails, "right")
