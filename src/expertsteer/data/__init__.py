@@ -1,6 +1,6 @@
 """Data: labelled examples, plain text, and what effects are measured with."""
 
-from expertsteer.data.benchmarks import BENCHMARKS, Benchmark
+from expertsteer.data.benchmarks import BENCHMARKS, Benchmark, HubSource
 from expertsteer.data.effect import EffectWords
 from expertsteer.data.examples import LabelledExamples, RenderedText, render
 from expertsteer.data.formats import load_examples
@@ -15,6 +15,7 @@ __all__ = [
     "SPLITS",
     "Benchmark",
     "EffectWords",
+    "HubSource",
     "LabelledExamples",
     "RenderedText",
     "load_examples",
