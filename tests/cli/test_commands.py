@@ -372,6 +372,39 @@ def test_evaluate_questions_unsteered_and_steered(world, made, run, work):
     assert run("evaluate", "-t", world.target, "-d", "questions.json", "-s", 1).code == 1
 
 
+def test_evaluate_a_benchmark_by_name_from_a_folder(world, run, work, monkeypatch):
+    folder = work / "benchmarks"
+    folder.mkdir()
+    rows = [{"text": f"the {n}", "label": n % 2, "split": "test"} for n in range(6)]
+    rows = rows[:4] + [row | {"split": "validation"} for row in rows[4:]]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "true_false_facts.jsonl").write_text(text)
+    monkeypatch.setenv("EXPERTSTEER_BENCHMARKS", str(folder))
+    asks = ["evaluate", "-t", world.target, "-d", "true_false_facts", "--n-plain", 0, "--json"]
+    assert run(*asks, "-o", "a").json["n_questions"] == 4
+    assert run(*asks, "-o", "b", "--role", "test=validation").json["n_questions"] == 2
+    as_text = run(*asks, "-o", "c", "--kind", "labelled")
+    assert as_text.code == 1
+    assert "expected a question" in as_text.err
+
+
+def test_open_answers_are_examples_to_fit_on(world, run, work):
+    rows = [{"question": f"w{n}", "answer": str(n), "rationale": "so"} for n in range(80)]
+    Path("open.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = run("collect", "-m", world.target, "-d", "open.jsonl", "-o", "out", "--json")
+    assert outcome.json["n_texts"] == 2 * 64  # train and validation
+    asked = run("collect", "-m", world.target, "-d", "open.jsonl", "-o", "b", "--kind", "pairs")
+    assert asked.code == 1
+    assert "pairs: positive, negative" in asked.err
+
+
+def test_kinds_of_the_command_line_are_those_of_the_library():
+    from expertsteer.cli.options import KindName
+    from expertsteer.data import KINDS
+
+    assert [kind.value for kind in KindName] == ["auto", *KINDS]
+
+
 def test_calibrate_writes_a_pack_with_its_own_strength(world, made, run, work):
     asks = ["calibrate", "-t", world.target, "-p", made / "pack.safetensors", "-d", world.data]
     asks += ["--text", world.text, "--n-plain", 8, "--n-trials", 4, "--budget", 2]

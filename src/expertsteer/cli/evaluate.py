@@ -52,7 +52,9 @@ def evaluate(
         int,
         typer.Option(min=0, help="Plain texts for perplexity and divergence; 0 leaves them out."),
     ] = 100,
+    kind: options.Kind = options.KindName.auto,
     columns: options.ColumnOption = None,
+    roles: options.RoleOption = None,
     limit: options.Limit = None,
     chat_template: options.ChatTemplate = False,
     dtype: options.Dtype = options.DtypeName.auto,
@@ -68,7 +70,7 @@ def evaluate(
 ) -> None:
     """Evaluate a target on questions, unsteered and steered, and the damage to plain text.
 
-    Example: expertsteer evaluate -t gemma-3-270m -d arc_easy.jsonl -p science.safetensors
+    Example: expertsteer evaluate -t gemma-3-270m -d arc_easy -p science.safetensors
     -s 0.05 -s 0.1 -o arc
 
     Multiple choice and yes/no questions are scored by log-likelihood as lm-eval does; questions
@@ -87,15 +89,17 @@ def evaluate(
     if wanted and pack is None:
         raise ParameterError("Got --strength without a pack, but expected one to steer with.")
     known = SteeringPack.load(pack) if pack else None
-    named = options.column_names(columns)
+    named, serving = options.column_names(columns), options.role_names(roles)
     plain = load_plain_text(text)[:n_plain] if n_plain else []
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)
     model = load_model(loading.source(target, target_revision))
     task = load_task(
         data,
         model,
+        kind=kind.value,
         split=split.value,
         columns=named,
+        roles=serving,
         letters=letters,
         n_shots=n_shots,
         max_new_tokens=max_new_tokens,
