@@ -75,7 +75,8 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         raise _cannot_write(path, error) from error
     try:
         yield scratch
-        scratch.chmod(0o777 & ~_umask())
+        for made in (scratch, *scratch.rglob("*")):
+            made.chmod((0o777 if made.is_dir() else 0o666) & ~_umask())
         os.replace(scratch, path)
     except OSError as error:
         raise _cannot_write(path, error) from error
