@@ -1,7 +1,14 @@
 """Evaluation: what a vector does, and at what price."""
 
+from expertsteer.evaluation.damage import Damage
 from expertsteer.evaluation.effect import perplexity, word_log_odds
+from expertsteer.evaluation.harness_run import (
+    HarnessEvaluation,
+    TaskEvaluation,
+    evaluate_harness_tasks,
+)
 from expertsteer.evaluation.intervals import mean_interval
+from expertsteer.evaluation.measurements import Measurement
 from expertsteer.evaluation.multiple_choice import (
     ChoiceTask,
     Question,
@@ -15,7 +22,7 @@ from expertsteer.evaluation.open_answers import (
     load_open_questions,
 )
 from expertsteer.evaluation.preference import choose_by_preference, preference_gap, require_model
-from expertsteer.evaluation.run import Evaluation, Measurement, evaluate
+from expertsteer.evaluation.run import Evaluation, evaluate
 from expertsteer.evaluation.scoring import (
     ContinuationScore,
     Request,
@@ -29,18 +36,22 @@ from expertsteer.evaluation.tasks import load_task
 __all__ = [
     "ChoiceTask",
     "ContinuationScore",
+    "Damage",
     "Evaluation",
+    "HarnessEvaluation",
     "Measurement",
     "OpenQuestion",
     "OpenTask",
     "Question",
     "Request",
+    "TaskEvaluation",
     "TokenDamage",
     "answer_questions",
     "choose_by_preference",
     "continuation_log_likelihoods",
     "encode_request",
     "evaluate",
+    "evaluate_harness_tasks",
     "load_open_questions",
     "load_task",
     "mean_interval",
