@@ -23,9 +23,10 @@ from transformers import PreTrainedModel, get_scheduler
 
 from expertsteer.data import LabelledExamples, render
 from expertsteer.errors import DataError, ExpertSteerError, ModelError, ParameterError
-from expertsteer.evaluation.scoring import _batches, _head_sees, padded
+from expertsteer.evaluation.scoring import head_sees, token_batches
 from expertsteer.files import is_finished, replacing_folder, write_text
 from expertsteer.models import LanguageModel
+from expertsteer.models.batches import padded
 from expertsteer.models.fingerprint import ModelDescription, explain_mismatch
 from expertsteer.provenance import describe_machine, package_versions
 from expertsteer.states.positions import TokenSpan, locate_tokens
@@ -375,7 +376,8 @@ class _Texts:
         lengths = [len(span.ids) for span in spans]
         heads = [predicted[place] for place in order]
         self.batches = [
-            [spans[place] for place in places] for places in _batches(lengths, heads, batch_tokens)
+            [spans[place] for place in places]
+            for places in token_batches(lengths, heads, batch_tokens)
         ]
         self.n_tokens, self.n_predicted = sum(lengths), sum(heads)
 
@@ -398,7 +400,7 @@ def _summed_loss(model: LanguageModel, batch: Sequence[TokenSpan]) -> tuple[torc
     ids, _ = padded(model, [span.ids for span in batch], "right")
     places = [(row, place) for row, span in enumerate(batch) for place in _predicted(span)]
     rows, columns = torch.tensor(places, device=ids.device).T
-    with _head_sees(model, rows, columns - 1):
+    with head_sees(model, rows, columns - 1):
         logits = model.model(input_ids=ids, use_cache=False).logits[0]
     wanted = ids[rows, columns].to(logits.device)
     return functional.cross_entropy(logits.float(), wanted, reduction="sum"), len(places)

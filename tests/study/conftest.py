@@ -16,7 +16,7 @@ from helpers import WORDS, tiny_model, tiny_tokenizer
 def models(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
     saved = {}
-    for name, family, n_layers in (("target", "llama", 3), ("expert", "qwen2", 4)):
+    for name, family, n_layers in (("target", "llama", 3), ("expert", "olmo2", 4)):
         tiny_model(family, seed=n_layers, n_layers=n_layers).save_pretrained(folder / name)
         tiny_tokenizer().save_pretrained(folder / name)
         saved[name] = str(folder / name)

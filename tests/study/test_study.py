@@ -39,6 +39,7 @@ def test_cells_measures_and_report(study_file, tmp_path, cache):
     assert plans[0][:2] == (16, 16)
     assert plans[0][2] > 0
     assert len(set(keys(rows))) == len(rows) == 16
+    assert [row["error"] for row in rows if "error" in row] == []
     by_method = {row["method"]: row for row in rows if row["benchmark"] == "questions"}
     steered = by_method["expertsteer"]
     assert len(steered["test"]["acc_norm"]) == 12

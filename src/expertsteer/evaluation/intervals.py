@@ -83,7 +83,8 @@ def strata_interval(
     """
     rng = np.random.default_rng(seed)
     means = [
-        [rng.choice(values, len(values)).mean() for _ in range(_N_RESAMPLES)] for values in strata
+        values[rng.integers(len(values), size=(_N_RESAMPLES, len(values)))].mean(axis=1)
+        for values in strata
     ]
     return _percentiles(np.average(means, axis=0, weights=weights))
 

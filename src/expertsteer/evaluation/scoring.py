@@ -25,8 +25,10 @@ __all__ = [
     "TokenDamage",
     "continuation_log_likelihoods",
     "encode_request",
+    "head_sees",
     "mean_log_likelihoods",
     "next_token_log_probabilities",
+    "token_batches",
     "token_divergences",
     "token_log_likelihoods",
     "warn_of_cut_prompts",
@@ -156,10 +158,10 @@ def next_token_log_probabilities(
     """
     ids = [tuple(model.tokenizer(text)["input_ids"]) for text in texts]
     result = torch.empty(len(ids), len(tokens))
-    for rows in _batches([len(row) for row in ids], [1] * len(ids)):
+    for rows in token_batches([len(row) for row in ids], [1] * len(ids)):
         batch, mask = padded(model, [ids[row] for row in rows], "right")
         last = mask.sum(1) - 1
-        with _head_sees(model, torch.arange(len(rows)), last):
+        with head_sees(model, torch.arange(len(rows)), last):
             logits = model.model(**_inputs(batch, mask), use_cache=False).logits[0]
         scores = logits.float().log_softmax(-1)
         result[rows] = scores[:, tokens.to(scores.device)].cpu()
@@ -285,7 +287,7 @@ class _WholeBatch:
 def _whole_batches(model: LanguageModel, ids: Sequence[Sequence[int]]) -> Iterator[_WholeBatch]:
     scored = [row for row in range(len(ids)) if len(ids[row]) > 1]
     lengths = [len(ids[row]) - 1 for row in scored]
-    for places in _batches(lengths, lengths):
+    for places in token_batches(lengths, lengths):
         rows = [scored[place] for place in places]
         batch, mask = padded(model, [ids[row][:-1] for row in rows], "right")
         following = torch.tensor([token for row in rows for token in ids[row][1:]])
@@ -344,7 +346,7 @@ def continuation_log_likelihoods(
     result: list[list[ContinuationScore]] = [[] for _ in requests]
     lengths = [len(request.context) + sum(map(len, request.continuations)) for request in requests]
     heads = [sum(map(len, request.continuations)) for request in requests]
-    batches = list(_batches(lengths, heads, batch_tokens))
+    batches = list(token_batches(lengths, heads, batch_tokens))
     with tqdm(total=len(requests), desc="scoring", delay=1, disable=not progress) as bar:
         for places in batches:
             scores = _score_batch(model, [requests[place] for place in places])
@@ -388,7 +390,7 @@ def _score_from_cache(
     longer = [row for row, tokens in enumerate(continuations) if len(tokens) > 1]
 
     last = torch.full((len(requests),), contexts.shape[1] - 1)
-    with _head_sees(model, torch.arange(len(requests)), last):
+    with head_sees(model, torch.arange(len(requests)), last):
         read = model.model(
             **_inputs(contexts, mask), **position_ids(model, mask), use_cache=bool(longer)
         )
@@ -454,7 +456,7 @@ class _Reading:
             if len(self._parts) > 1:
                 handle = model.model.get_decoder().register_forward_hook(self._keep)
                 stack.callback(handle.remove)
-            stack.enter_context(_head_sees(model, *self._parts[0]))
+            stack.enter_context(head_sees(model, *self._parts[0]))
             self._first: torch.Tensor | None = model.model(**inputs).logits[0]
 
     def _keep(self, _decoder: torch.nn.Module, _args: Any, output: Any) -> None:
@@ -466,7 +468,7 @@ class _Reading:
         assert first is not None
         yield first
         for part in self._parts[1:]:
-            with _decoder_returns(self._model, self._decoded), _head_sees(self._model, *part):
+            with _decoder_returns(self._model, self._decoded), head_sees(self._model, *part):
                 logits = self._model.model(**self._inputs).logits[0]
             yield logits
 
@@ -493,7 +495,7 @@ def _decoder_returns(model: LanguageModel, output: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _head_sees(model: LanguageModel, rows: torch.Tensor, columns: torch.Tensor) -> Iterator[None]:
+def head_sees(model: LanguageModel, rows: torch.Tensor, columns: torch.Tensor) -> Iterator[None]:
     """Let only some positions of the batch reach the output head, as one row of them."""
 
     def choose(_head: torch.nn.Module, args: tuple[Any, ...]) -> tuple[torch.Tensor]:
@@ -527,7 +529,7 @@ def _gather(
     return values.cpu(), (likeliest[index] == tokens).cpu()
 
 
-def _batches(
+def token_batches(
     lengths: Sequence[int], head_positions: Sequence[int], batch_tokens: int = _BATCH_TOKENS
 ) -> Iterator[list[int]]:
     """Yield rows of similar length together, longest first so that memory peaks at once."""

@@ -92,7 +92,7 @@ def cells_of(study: StudySettings) -> list[Cell]:
 
 def models_of(study: StudySettings) -> list[ModelSettings]:
     """Return experts first: targets read their states."""
-    return list(dict.fromkeys((*study.experts, *study.targets)))
+    return list({model.name: model for model in (*study.experts, *study.targets)}.values())
 
 
 def _experts(

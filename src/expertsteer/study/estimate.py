@@ -68,7 +68,7 @@ def estimate_seconds(
         Seconds, without the collecting of an expert's states.
     """
     total = 0.0
-    for settings in dict.fromkeys(cell.target for cell in left):
+    for settings in {cell.target.name: cell.target for cell in left}.values():
         wanted = sum(n_tokens(study, cell) for cell in left if cell.target == settings)
         known = [
             row["total_seconds"] / row["n_tokens"]

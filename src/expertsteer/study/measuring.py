@@ -100,6 +100,7 @@ class TargetBench:
         self.study = study
         self.target = target
         self.model = model
+        self.models = {settings.name: settings for settings in (*study.experts, *study.targets)}
         self.benchmark = benchmark
         self.plain = plain
         self.cache_dir = cache_dir
@@ -115,15 +116,15 @@ class TargetBench:
 
     # States ---------------------------------------------------------------------------
 
-    def _states(self, model: ModelSettings, plain: bool, position: str) -> States:
+    def _states(self, name: str, plain: bool, position: str) -> States:
         """Return a model's states; an expert's have been collected before."""
-        loaded = self.model if model == self.target else None
+        loaded = self.model if name == self.target.name else None
         corpus = self.plain.beginnings if plain else self.benchmark.fitting
-        return collect_corpus(loaded, model, corpus, position, self.cache_dir)
+        return collect_corpus(loaded, self.models[name], corpus, position, self.cache_dir)
 
-    def _table(self, expert: ModelSettings, estimator: str, position: str) -> torch.Tensor:
+    def _table(self, expert: str, estimator: str, position: str) -> torch.Tensor:
         values = [
-            self.states(model, False, position).values.float() for model in (expert, self.target)
+            self.states(name, False, position).values.float() for name in (expert, self.target.name)
         ]
         return torch.as_tensor(mutual_information_table(values[0], values[1], estimator))
 
@@ -161,11 +162,11 @@ class TargetBench:
             layers = self.ranked_layers[: arm.n_pairs]
             if expert is None:
                 return _own_pairs(layers)
-            table = self.table(expert, arm.estimator, arm.position)
+            table = self.table(expert.name, arm.estimator, arm.position)
             return tuple((int(table[:, j].argmax()), j) for j in layers)
         if expert is None:
             return _own_pairs(self.ranked_layers[: arm.n_pairs])
-        table = self.table(expert, arm.estimator, arm.position)
+        table = self.table(expert.name, arm.estimator, arm.position)
         return tuple(select_pairs(table, arm.strategy, arm.n_pairs, arm.pairs))
 
     # Vectors --------------------------------------------------------------------------
@@ -173,8 +174,8 @@ class TargetBench:
     def material(self, arm: ArmSettings, expert: ModelSettings | None, pairs: Pairs) -> Material:
         """Return what an arm makes its vectors from."""
         examples = self.benchmark.fitting
-        target_states = self.states(self.target, False, arm.position)
-        expert_states = self.states(expert or self.target, False, arm.position)
+        target_states = self.states(self.target.name, False, arm.position)
+        expert_states = self.states((expert or self.target).name, False, arm.position)
         rows = torch.arange(len(examples))
         if arm.n_train is not None:
             rows = torch.tensor(first_questions(examples, arm.n_train))
@@ -186,7 +187,7 @@ class TargetBench:
         if arm.uses_plain_text and expert is not None:
             plain = self._plain_states(arm, expert)
             if arm.method == "transferred":
-                table = self.table(expert, arm.estimator, arm.position)
+                table = self.table(expert.name, arm.estimator, arm.position)
                 alignment = Alignment.fit(
                     *plain, pairs, _plain_aligner(arm), table=table, progress=False
                 )
@@ -200,12 +201,12 @@ class TargetBench:
     def _plain_states(self, arm: ArmSettings, expert: ModelSettings) -> tuple[States, States]:
         rows = torch.arange(arm.n_beginnings or self.study.n_beginnings)
         expert_states, target_states = (
-            self.states(model, True, "last").rows(rows) for model in (expert, self.target)
+            self.states(model.name, True, "last").rows(rows) for model in (expert, self.target)
         )
         return expert_states, target_states
 
     def _pack(self, vectors: dict[int, torch.Tensor], arm: ArmSettings) -> SteeringPack:
-        states = self.states(self.target, False, arm.position)
+        states = self.states(self.target.name, False, arm.position)
         return SteeringPack(
             vectors=vectors,
             mean_residual_norms={j: states.mean_residual_norm(j) for j in vectors},

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from expertsteer.errors import DataError
-from expertsteer.evaluation.intervals import mean_interval
+from expertsteer.evaluation.intervals import mean_interval, strata_interval
 from expertsteer.evaluation.row_file import read_json_lines
 from expertsteer.files import write_text
 from expertsteer.study.settings import StudySettings
@@ -218,8 +217,8 @@ def _best_own(study: StudySettings, frame: Frame) -> dict[Any, str]:
     chosen = frame[frame["method"].isin(own)]
     if chosen.empty:
         return {}
-    means = chosen.groupby(["target", "method"])["validation_effect"].mean()
-    return {target: means[target].idxmax() for target in means.index.levels[0] if target in means}
+    means = chosen.groupby(["target", "method"])["validation_effect"].mean().unstack("method")
+    return {target: row.idxmax() for target, row in means.iterrows() if row.notna().any()}
 
 
 def _stratified(parts: Sequence[np.ndarray]) -> tuple[float | None, float | None, float | None]:
@@ -227,16 +226,7 @@ def _stratified(parts: Sequence[np.ndarray]) -> tuple[float | None, float | None
     if not parts:
         return None, None, None
     mean = float(np.mean([part.mean() for part in parts]))
-    if all(np.ptp(part) == 0 for part in parts):
-        return mean, mean, mean
-
-    def statistic(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.mean([part.mean(axis=axis) for part in drawn], axis=0)
-
-    found = bootstrap(
-        tuple(parts), statistic, n_resamples=2000, method="percentile", vectorized=True, rng=0
-    ).confidence_interval
-    return mean, float(found.low), float(found.high)
+    return mean, *strata_interval(parts, [1.0] * len(parts))
 
 
 def write_report(folder: str | Path) -> list[Path]:

@@ -26,8 +26,8 @@ from expertsteer.study.subjects import Benchmark, Subject, collect_corpus
 
 __all__ = ["run_study"]
 
-# The choice of target layers is kept like a cell, so that it is made once.
-_CHOICE = ArmSettings(method="mean_difference", name="layers")
+# Makes the choice of target layers, which is kept like a cell so that it is made once.
+_CHOOSING = ArmSettings(method="mean_difference", name="layers")
 
 
 def run_study(
@@ -45,8 +45,9 @@ def run_study(
     ----------
     study : StudySettings
     output : str or Path
-        A folder: ``cells.jsonl`` (a row a cell), ``study.json`` (settings, machine and
-        versions), ``adapters`` (fine-tuned ones). The same folder is continued; a cell
+        A folder: ``cells.jsonl`` (a row a cell), ``layers.jsonl`` (the target layers a
+        benchmark's cells share), ``study.json`` (settings, machine and versions),
+        ``adapters`` (fine-tuned ones). The same folder is continued; a cell
         whose settings have changed is measured again, and the old row stays unread.
     cache_dir : Path
         Where collected states are kept and found again.
@@ -80,8 +81,8 @@ def run_study(
         ) from error
     try:
         cells = cells_of(study)
-        with RowFile(folder / "cells.jsonl") as rows:
-            run = _Run(study, folder, cache_dir, rows, cells, progress)
+        with RowFile(folder / "cells.jsonl") as rows, RowFile(folder / "layers.jsonl") as choices:
+            run = _Run(study, folder, cache_dir, rows, choices, cells, progress)
             if on_plan is not None:
                 seconds = estimate_seconds(study, run.left, rows.rows)
                 on_plan(len(cells), len(run.left), seconds)
@@ -102,6 +103,7 @@ class _Run:
         folder: Path,
         cache_dir: Path,
         rows: RowFile,
+        choices: RowFile,
         cells: list[Cell],
         progress: bool,
     ) -> None:
@@ -109,6 +111,7 @@ class _Run:
         self.folder = folder
         self.cache_dir = cache_dir
         self.rows = rows
+        self.choices = choices
         self.cells = cells
         done = {row["fingerprint"] for row in rows.rows}
         self.left = [cell for cell in cells if cell.fingerprint(study) not in done]
@@ -157,12 +160,14 @@ class _Run:
             subject = Subject(model, benchmark)
             for cell in wanted:
                 if cell.arm.method == "none":
-                    self._keep(cell, lambda subject=subject: measure_unsteered(subject))
+                    self._keep(cell, lambda subject=subject: measure_unsteered(subject), self.rows)
                     continue
                 if bench is None or bench.benchmark != benchmark:
                     bench = self._bench(settings, model, benchmark)
                 arm, expert, adapters = cell.arm, cell.expert, self.folder / "adapters"
-                self._keep(cell, lambda b=bench, a=arm, e=expert, d=adapters: b.run(a, e, d))
+                self._keep(
+                    cell, lambda b=bench, a=arm, e=expert, d=adapters: b.run(a, e, d), self.rows
+                )
 
     @lru_cache(maxsize=1)  # noqa: B019 - one target at a time, and the run is short-lived
     def _meters(self, model: LanguageModel) -> tuple[Any, Any]:
@@ -184,15 +189,17 @@ class _Run:
             self.cache_dir,
             *self._meters(model),
         )
-        choice = Cell(settings, benchmark, _CHOICE)
-        found = self._keep(choice, bench.choose_layers)
+        choice = Cell(settings, benchmark, _CHOOSING)
+        found = self._keep(choice, bench.choose_layers, self.choices)
         bench.ranked_layers = found["layers"]
         return bench
 
-    def _keep(self, cell: Cell, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _keep(
+        self, cell: Cell, measure: Callable[[], dict[str, Any]], file: RowFile
+    ) -> dict[str, Any]:
         """Measure a cell unless it is there, and write it down at once."""
         fingerprint = cell.fingerprint(self.study)
-        for row in self.rows.rows:
+        for row in file.rows:
             if row["fingerprint"] == fingerprint:
                 return row
         started = time.perf_counter()
@@ -207,6 +214,6 @@ class _Run:
         size = n_tokens(self.study, cell)
         cost = {"total_seconds": round(time.perf_counter() - started, 2), "n_tokens": size}
         row = {"fingerprint": fingerprint} | cell.identity() | measured | cost
-        self.rows.add([row])
+        file.add([row])
         self.bar.update(size if cell in self.left else 0)
         return row

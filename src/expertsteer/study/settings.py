@@ -35,9 +35,6 @@ _Fraction = Annotated[float, Field(ge=0, le=1)]
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def __hash__(self) -> int:
-        return hash(self.model_dump_json())
-
 
 def _one_of(known: tuple[str, ...]) -> Any:
     def check(value: Any) -> Any:
