@@ -532,7 +532,22 @@ def _gather(
 def token_batches(
     lengths: Sequence[int], head_positions: Sequence[int], batch_tokens: int = _BATCH_TOKENS
 ) -> Iterator[list[int]]:
-    """Yield rows of similar length together, longest first so that memory peaks at once."""
+    """Yield rows of similar length together, longest first so that memory peaks at once.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Tokens of every row.
+    head_positions : sequence of int
+        How many of its tokens reach the output head.
+    batch_tokens : int, default=2048
+        Most tokens of a batch, padding counted.
+
+    Yields
+    ------
+    list of int
+        Places of rows.
+    """
     batch: list[int] = []
     positions = 0
     for row in sorted(range(len(lengths)), key=lambda r: lengths[r], reverse=True):
