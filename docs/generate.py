@@ -1,8 +1,8 @@
 """Write the parts of the documentation that come from the code and from results.
 
 ``docs/reference/command-line.md`` comes from the command line itself, the tables between
-markers in ``docs/method.md`` from the files of results. With ``--check`` nothing is written,
-and the exit code is 1 where a page is out of date.
+markers in ``docs/method.md`` and ``docs/findings.md`` from the files of results. With
+``--check`` nothing is written, and the exit code is 1 where a page is out of date.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typer.models import ArgumentInfo, OptionInfo
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND_LINE = ROOT / "docs/reference/command-line.md"
 METHOD = ROOT / "docs/method.md"
+FINDINGS = ROOT / "docs/findings.md"
+STUDIES = ROOT / "docs/results"
 COMPARISON = ROOT / "docs/results/demo.json"
 LOWEST = ROOT / "docs/results/lowest_mi.json"
 SPEED = ROOT / "benchmarks/results/recursive_feature_machine.json"
@@ -140,16 +142,27 @@ def _default(value: Any) -> str:
 
 def method_page() -> str:
     """Return the page of the method with its tables filled in."""
-    page = METHOD.read_text(encoding="utf-8")
     tables = {
         "comparison": _comparison(COMPARISON),
         "lowest": _comparison(LOWEST),
         "speed": _speed(),
     }
+    return _filled(METHOD, tables)
+
+
+def findings_page() -> str:
+    """Return the page of the studies' findings with its tables filled in."""
+    names = [path.parent.name for path in sorted(STUDIES.glob("*/study.json"))]
+    return _filled(FINDINGS, {name: _study(STUDIES / name) for name in names})
+
+
+def _filled(path: Path, tables: dict[str, str]) -> str:
+    page = path.read_text(encoding="utf-8")
     for name, table in tables.items():
         before, after = f"<!-- {name}: written by docs/generate.py -->", f"<!-- {name}: end -->"
         if page.count(before) != 1 or page.count(after) != 1:
-            raise GenerationError(f"docs/method.md has no place marked for the table {name!r}.")
+            place = path.relative_to(ROOT)
+            raise GenerationError(f"{place} has no place marked for the table {name!r}.")
         head, _, rest = page.partition(before)
         _, _, tail = rest.partition(after)
         page = f"{head}{before}\n\n{table}\n\n{after}{tail}"
@@ -188,6 +201,19 @@ def _comparison(path: Path) -> str:
         f"{seeds}. {_machine(provenance['machine'], provenance['versions'])}"
     )
     return "\n".join(rows) + f"\n\n{facts}"
+
+
+def _study(folder: Path) -> str:
+    """Return a study's averages, a table a target, and what they were measured with."""
+    from expertsteer.study.report import average_frame, average_table, load_cells, notes
+
+    study, cells, about = load_cells(folder)
+    averages = average_frame(study, cells)
+    parts = []
+    for target in averages["target"].unique():
+        table = average_table(averages, target).to_markdown(index=False)
+        parts += [f"Target: `{target}`", table]
+    return "\n\n".join([*parts, *(line for line in notes(study, about) if line)])
 
 
 def _speed() -> str:
@@ -236,7 +262,8 @@ def _read(path: Path) -> dict[str, Any]:
 def main(check: Annotated[bool, typer.Option("--check", help="Write nothing.")] = False) -> None:
     """Bring the generated pages up to date."""
     problems = []
-    for path, make in ((COMMAND_LINE, command_line_page), (METHOD, method_page)):
+    pages = ((COMMAND_LINE, command_line_page), (METHOD, method_page), (FINDINGS, findings_page))
+    for path, make in pages:
         try:
             text = make()
         except GenerationError as error:

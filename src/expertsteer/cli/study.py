@@ -37,9 +37,10 @@ def study(
     is measured twice. Experts and targets are measured unsteered first, and cells whose expert is
     not better than the target are marked, since nothing can be transferred there.
     """
-    from expertsteer.study import load_study, run_study, write_report
+    from expertsteer.study import load_study, require_tables, run_study, write_report
 
     settings = load_study(file)
+    require_tables()
 
     def plan(n_cells: int, n_left: int, seconds: float) -> None:
         say(f"{n_cells} cells, {n_left} to do: about {seconds / 3600:.1f} hours on this machine")

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from expertsteer.study.plain import PlainText
 from expertsteer.study.settings import ArmSettings, ModelSettings, StudySettings
 from expertsteer.study.subjects import Benchmark, load_benchmark
 
@@ -25,12 +26,14 @@ class Cell:
     benchmark : Benchmark
     arm : ArmSettings
     expert : ModelSettings or None
+    plain : PlainText
     """
 
     target: ModelSettings
     benchmark: Benchmark
     arm: ArmSettings
-    expert: ModelSettings | None = None
+    expert: ModelSettings | None
+    plain: PlainText
 
     def identity(self) -> dict[str, Any]:
         """Return what tables know the cell by."""
@@ -44,9 +47,15 @@ class Cell:
 
     def fingerprint(self, study: StudySettings) -> str:
         """Return a hash of all settings that decide the cell's figures."""
-        decisive = {"budget", "damage", "strength_shares", "layer_depths", "positions", "n_plain"}
+        decisive = {"budget", "damage", "strength_shares", "layer_depths", "positions"}
+        steered: list[Any] = []
+        if self.arm.method != "none":
+            steered = [
+                study.model_dump(mode="json", include=decisive),
+                self.plain.fingerprint(self.arm.uses_plain_text),
+            ]
         if self.arm.uses_plain_text:
-            decisive |= {"plain_text", "n_beginnings"}
+            steered.append(self.arm.n_beginnings or study.n_beginnings)
         settings = [
             self.target.model_dump(exclude={"name", "device", "device_map"}),
             self.benchmark.examples.fingerprint,
@@ -56,7 +65,7 @@ class Cell:
             self.expert.model_dump(exclude={"name", "device", "device_map"})
             if self.expert
             else None,
-            {} if self.arm.method == "none" else study.model_dump(mode="json", include=decisive),
+            steered,
             self.benchmark.instruction if self.arm.method == "prompt" else "",
         ]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
@@ -75,17 +84,19 @@ def cells_of(study: StudySettings) -> list[Cell]:
         for settings in study.benchmarks
         for seed in study.seeds
     ]
+    plain = PlainText.load(study)
     cells = []
     for model in models_of(study):
         for benchmark in benchmarks:
-            cells.append(Cell(model, benchmark, _NONE))
+            cells.append(Cell(model, benchmark, _NONE, None, plain))
             if model not in study.targets:
                 continue
             for arm in study.methods:
                 if arm.method == "none":
                     continue
                 cells += [
-                    Cell(model, benchmark, arm, expert) for expert in _experts(study, arm, model)
+                    Cell(model, benchmark, arm, expert, plain)
+                    for expert in _experts(study, arm, model)
                 ]
     return cells
 

@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 
 from expertsteer.alignment import Alignment, Ridge
 from expertsteer.calibration import item_values, strength_at_budget
-from expertsteer.data import load_plain_text, sentence_beginnings
 from expertsteer.evaluation.intervals import mean_interval
 from expertsteer.methods import Material, method_vectors
 from expertsteer.models import LanguageModel
@@ -24,49 +22,14 @@ from expertsteer.pack import SteeringPack
 from expertsteer.pairing import mutual_information_table, select_pairs
 from expertsteer.states import States
 from expertsteer.study.drawing import first_questions, with_label_noise
+from expertsteer.study.plain import PlainText
 from expertsteer.study.settings import ArmSettings, ModelSettings, StudySettings
 from expertsteer.study.subjects import Benchmark, Subject, collect_corpus, instructed
 
-__all__ = ["PlainText", "TargetBench", "measure_unsteered"]
+__all__ = ["TargetBench", "measure_unsteered"]
 
 Pairs = tuple[tuple[int, int], ...]
 _MAX_STRENGTH = 2.0
-
-
-@dataclass(frozen=True)
-class PlainText:
-    """The study's plain text.
-
-    Attributes
-    ----------
-    budget, test : list of str
-        Sentences that strengths are set by, and that damage is reported on.
-    beginnings : list of str
-        What alignments without labels are fitted on.
-    """
-
-    budget: list[str]
-    test: list[str]
-    beginnings: list[str]
-
-    @classmethod
-    def load(cls, study: StudySettings) -> PlainText:
-        """Load the study's plain text."""
-        sentences = load_plain_text(study.plain_text)
-        other = load_plain_text(study.plain_text_test) if study.plain_text_test else sentences[::-1]
-        wanted = [
-            max([arm.n_beginnings or study.n_beginnings for arm in study.methods]),
-            study.n_beginnings,
-        ]
-        return cls(
-            _whole(sentences, study.n_plain),
-            _whole(other, study.n_plain),
-            sentence_beginnings(sentences[study.n_plain :], max(wanted)),
-        )
-
-
-def _whole(sentences: list[str], n: int) -> list[str]:
-    return [sentence for sentence in sentences if len(sentence.split()) > 5][:n]
 
 
 class TargetBench:

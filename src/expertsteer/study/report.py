@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,13 +10,21 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from expertsteer.errors import DataError
+from expertsteer.errors import DataError, ExpertSteerError
 from expertsteer.evaluation.intervals import mean_interval, strata_interval
 from expertsteer.evaluation.row_file import read_json_lines
 from expertsteer.files import write_text
 from expertsteer.study.settings import StudySettings
 
-__all__ = ["average_frame", "cell_frame", "load_cells", "write_report"]
+__all__ = [
+    "average_frame",
+    "average_table",
+    "cell_frame",
+    "load_cells",
+    "notes",
+    "require_tables",
+    "write_report",
+]
 
 # pandas comes without types.
 Frame: TypeAlias = Any
@@ -23,6 +32,22 @@ Frame: TypeAlias = Any
 # Shares of right answers; the other metrics are in nats and have no common scale.
 _SHARES = ("acc", "acc_norm", "acc_letter", "exact_match")
 _OWN = ("mean_difference", "pca", "probe", "rfm")
+
+
+def require_tables() -> None:
+    """Raise before hours of work if the packages that tables need are missing.
+
+    Raises
+    ------
+    ExpertSteerError
+        Naming the extra that brings them.
+    """
+    for name in ("pandas", "tabulate", "jinja2"):
+        if importlib.util.find_spec(name) is None:
+            raise ExpertSteerError(
+                f"Got no package {name}, but the tables of a study need it. Install it with: "
+                'pip install "expertsteer[study]"'
+            )
 
 
 def load_cells(folder: str | Path) -> tuple[StudySettings, list[dict[str, Any]], dict[str, Any]]:
@@ -271,8 +296,8 @@ def _markdown(study: StudySettings, frame: Frame, averages: Frame, about: dict[s
     lines += ["## Models as they are", "", _unsteered_table(study, frame).to_markdown(), ""]
     for target in averages["target"].unique():
         lines += [f"## {target}", "", _target_table(study, frame, target).to_markdown(), ""]
-        lines += [_average_table(averages, target).to_markdown(index=False), ""]
-    lines += _notes(study, about)
+        lines += [average_table(averages, target).to_markdown(index=False), ""]
+    lines += notes(study, about)
     return "\n".join(lines) + "\n"
 
 
@@ -319,7 +344,8 @@ def _target_table(study: StudySettings, frame: Frame, target: str) -> Frame:
     return pd.DataFrame(columns, index=means.index.rename("method"))
 
 
-def _average_table(averages: Frame, target: str) -> Frame:
+def average_table(averages: Frame, target: str) -> Frame:
+    """Return a target's averages as a table for people."""
     import pandas as pd
 
     own = averages[averages["target"] == target]
@@ -362,7 +388,8 @@ def _shown(value: float | None, digits: int) -> str:
     return "" if value is None or value != value else f"{value:.{digits}f}"
 
 
-def _notes(study: StudySettings, about: dict[str, Any]) -> Iterable[str]:
+def notes(study: StudySettings, about: dict[str, Any]) -> Iterable[str]:
+    """Yield what a reader of the tables has to know: measures, sizes, machine, versions."""
     machine = about["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     sizes = (

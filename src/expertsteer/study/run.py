@@ -20,7 +20,7 @@ from expertsteer.models import LanguageModel, load_model
 from expertsteer.provenance import describe_machine, package_versions
 from expertsteer.study.cell import Cell, cells_of, models_of
 from expertsteer.study.estimate import estimate_seconds, n_tokens
-from expertsteer.study.measuring import PlainText, TargetBench, measure_unsteered
+from expertsteer.study.measuring import TargetBench, measure_unsteered
 from expertsteer.study.settings import ArmSettings, ModelSettings, StudySettings
 from expertsteer.study.subjects import Benchmark, Subject, collect_corpus
 
@@ -127,11 +127,11 @@ class _Run:
             "versions": package_versions(),
         }
         write_text(self.folder / "study.json", json.dumps(about, indent=2))
-        self.plain = PlainText.load(self.study)
-        with tqdm(
-            total=len(self.left), desc="study", unit="cell", disable=not self.progress
-        ) as bar:
-            self.bar = bar
+        self.plain = self.cells[0].plain
+        # Tokens, since cells differ too much in size for an estimate of the time left.
+        shown = {"desc": "study", "unit": "tok", "unit_scale": True, "disable": not self.progress}
+        total = sum(n_tokens(self.study, cell) for cell in self.left)
+        with tqdm(total=total, **shown) as self.bar:
             for settings in models_of(self.study):
                 lent = [cell for cell in self.left if cell.expert == settings != cell.target]
                 own = [cell for cell in self.left if cell.target == settings]
@@ -189,7 +189,7 @@ class _Run:
             self.cache_dir,
             *self._meters(model),
         )
-        choice = Cell(settings, benchmark, _CHOOSING)
+        choice = Cell(settings, benchmark, _CHOOSING, None, self.plain)
         found = self._keep(choice, bench.choose_layers, self.choices)
         bench.ranked_layers = found["layers"]
         return bench
