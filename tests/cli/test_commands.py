@@ -499,3 +499,40 @@ def _few_beginnings(sentences: list[str], n: int, seed: int) -> list[str]:
     from expertsteer.data.plain import sentence_beginnings
 
     return sentence_beginnings(sentences, n // 30, seed=seed)
+
+
+def test_study_runs_reports_and_plans(world, run, work):
+    study = {
+        "targets": [{"model": world.target, "name": "small"}],
+        "experts": [{"model": world.expert, "name": "large"}],
+        "benchmarks": [{"name": "mine", "data": world.data}],
+        "methods": ["random", "expertsteer"],
+        "n_train": 16,
+        "n_validation": 6,
+        "n_test": 8,
+        "n_plain": 5,
+        "n_beginnings": 30,
+        "plain_text": world.text,
+    }
+    Path("study.yaml").write_text(yaml.safe_dump(study))
+    asks = ["study", "study.yaml", "-o", "out", "--cache-dir", work / "cache"]
+    planned = run(*asks, "--dry-run")
+    assert planned.code == 0
+    assert "4 cells, 4 to do: about " in planned.err
+    assert not Path("out/report.md").exists()
+    outcome = run(*asks)
+    assert outcome.code == 0, outcome.err
+    rows = Path("out/cells.jsonl").read_text().splitlines()
+    assert {json.loads(row)["method"] for row in rows} == {"none", "random", "expertsteer"}
+    for name in ("report.md", "report.tex", "averages.png", "cells.png"):
+        assert f"out/{name}" in outcome.err
+        Path(f"out/{name}").unlink()
+    again = run(*asks, "--report", "--json")
+    assert Path("out/report.md").exists()
+    assert "out/report.json" in again.json["files"]
+    assert Path("out/cells.jsonl").read_text().splitlines() == rows
+    Path("study.yaml").write_text(yaml.safe_dump(study | {"methods": ["expertster"]}))
+    wrong = run(*asks)
+    assert wrong.code == 1
+    assert "study.yaml: got methods.0.method='expertster'" in wrong.err
+    assert "expertsteer" in wrong.err

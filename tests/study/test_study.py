@@ -9,9 +9,9 @@ import pytest
 
 from expertsteer.errors import DataError, ExpertSteerError
 from expertsteer.evaluation import mean_interval
-from expertsteer.study import load_study, run_study, write_report
+from expertsteer.study import load_study, run_study
 from expertsteer.study.measuring import TargetBench
-from expertsteer.study.report import average_frame, cell_frame, load_cells
+from expertsteer.study.report import average_frame, cell_frame, load_cells, write_report
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -37,10 +38,11 @@ def study(
     is measured twice. Experts and targets are measured unsteered first, and cells whose expert is
     not better than the target are marked, since nothing can be transferred there.
     """
-    from expertsteer.study import load_study, require_tables, run_study, write_report
+    from expertsteer.study import load_study, run_study
 
     settings = load_study(file)
-    require_tables()
+    _require_tables()
+    from expertsteer.study.report import write_report
 
     def plan(n_cells: int, n_left: int, seconds: float) -> None:
         say(f"{n_cells} cells, {n_left} to do: about {seconds / 3600:.1f} hours on this machine")
@@ -61,3 +63,15 @@ def study(
     else:
         for path in written:
             say(str(path))
+
+
+def _require_tables() -> None:
+    """Say before hours of work that packages for the tables are missing."""
+    from expertsteer.errors import ExpertSteerError
+
+    for name in ("pandas", "tabulate", "jinja2"):
+        if importlib.util.find_spec(name) is None:
+            raise ExpertSteerError(
+                f"Got no package {name}, but the tables of a study need it. Install it with: "
+                'pip install "expertsteer[study]"'
+            )

@@ -1,7 +1,6 @@
 """A study: targets x experts x benchmarks x methods x seeds, with honest tables."""
 
 from expertsteer.study.cell import Cell, cells_of
-from expertsteer.study.report import require_tables, write_report
 from expertsteer.study.run import run_study
 from expertsteer.study.settings import (
     ArmSettings,
@@ -19,7 +18,5 @@ __all__ = [
     "StudySettings",
     "cells_of",
     "load_study",
-    "require_tables",
     "run_study",
-    "write_report",
 ]

@@ -59,7 +59,9 @@ class Cell:
         settings = [
             self.target.model_dump(exclude={"name", "device", "device_map"}),
             self.benchmark.examples.fingerprint,
-            self.benchmark.settings.model_dump(include={"open", "n_shots", "max_new_tokens"}),
+            self.benchmark.settings.model_dump(
+                include={"open", "n_shots", "max_new_tokens", "words"}, exclude_none=True
+            ),
             self.benchmark.seed,
             self.arm.model_dump(exclude={"name"}),
             self.expert.model_dump(exclude={"name", "device", "device_map"})

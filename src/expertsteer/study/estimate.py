@@ -33,6 +33,9 @@ def n_tokens(study: StudySettings, cell: Cell) -> int:
         # A prompt is read once for all its answers.
         characters[split] += len(answer) + len(prompt) * (group not in seen)
         seen.add(group)
+    words = cell.benchmark.words
+    if words is not None:
+        characters["validation"] = characters["test"] = sum(map(len, words.prompts)) // 2
     test = characters["test"] // _CHARACTERS_A_TOKEN
     if cell.benchmark.settings.open:
         n_questions = len(

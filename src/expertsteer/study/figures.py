@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from expertsteer.plots import save_figure
-from expertsteer.study.report import Frame
 from expertsteer.study.settings import StudySettings
 
-__all__ = ["draw_figures"]
+__all__ = ["Frame", "draw_figures"]
+
+# pandas comes without types.
+Frame: TypeAlias = Any
 
 
 def draw_figures(study: StudySettings, frame: Frame, averages: Frame, folder: Path) -> list[Path]:
@@ -68,7 +70,9 @@ def _averages(study: StudySettings, averages: Frame) -> Figure:
         row[2].axvline(1, color="grey", linewidth=0.8)
         row[2].axvline(study.budget, color="tab:red", linewidth=0.8, linestyle=":")
         row[2].set_yticks(range(len(own)), [""] * len(own))
-        row[2].set_xlabel(f"{study.damage}, times unsteered (dotted: budget)")
+        row[2].set_ylim(row[0].get_ylim())
+        row[2].grid(axis="x", alpha=0.3)
+        row[2].set_xlabel(f"{study.damage} (dotted: budget)")
         row[0].set_title(target, loc="left", fontsize=10)
     return figure
 
@@ -110,8 +114,14 @@ def _cells(study: StudySettings, frame: Frame) -> Figure:
         image = axes.imshow(table, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto")
         for (y, x), value in np.ndenumerate(table.to_numpy()):
             if not np.isnan(value):
-                bold = "bold" if clear.iloc[y, x] == 1 else "normal"
-                axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6, weight=bold)
+                axes.text(
+                    *(x, y, f"{value:.2f}"),
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    weight="bold" if clear.iloc[y, x] == 1 else "normal",
+                    color="white" if abs(value) > 0.7 * bound else "black",
+                )
         axes.set_yticks(range(len(table)), list(table.index), fontsize=7)
         last = axes is panels[-1]
         axes.set_xticks(

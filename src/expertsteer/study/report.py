@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from expertsteer.errors import DataError, ExpertSteerError
+from expertsteer.errors import DataError
 from expertsteer.evaluation.intervals import mean_interval, strata_interval
 from expertsteer.evaluation.row_file import read_json_lines
 from expertsteer.files import write_text
+from expertsteer.study.figures import Frame, draw_figures
 from expertsteer.study.settings import StudySettings
 
 __all__ = [
@@ -22,32 +23,12 @@ __all__ = [
     "cell_frame",
     "load_cells",
     "notes",
-    "require_tables",
     "write_report",
 ]
-
-# pandas comes without types.
-Frame: TypeAlias = Any
 
 # Shares of right answers; the other metrics are in nats and have no common scale.
 _SHARES = ("acc", "acc_norm", "acc_letter", "exact_match")
 _OWN = ("mean_difference", "pca", "probe", "rfm")
-
-
-def require_tables() -> None:
-    """Raise before hours of work if the packages that tables need are missing.
-
-    Raises
-    ------
-    ExpertSteerError
-        Naming the extra that brings them.
-    """
-    for name in ("pandas", "tabulate", "jinja2"):
-        if importlib.util.find_spec(name) is None:
-            raise ExpertSteerError(
-                f"Got no package {name}, but the tables of a study need it. Install it with: "
-                'pip install "expertsteer[study]"'
-            )
 
 
 def load_cells(folder: str | Path) -> tuple[StudySettings, list[dict[str, Any]], dict[str, Any]]:
@@ -103,8 +84,6 @@ def cell_frame(study: StudySettings, cells: Sequence[dict[str, Any]]) -> Frame:
         interval (``_low``, ``_high``). ``expert_better`` says whether the unsteered expert
         answers more questions rightly than the unsteered target.
     """
-    import pandas as pd
-
     unsteered = {
         (cell["target"], cell["benchmark"], cell["seed"]): cell
         for cell in cells
@@ -149,7 +128,7 @@ def _metric(study: StudySettings, cell: dict[str, Any]) -> str:
     settings = next((b for b in study.benchmarks if b.name == cell["benchmark"]), None)
     if settings is not None and settings.metric:
         return settings.metric
-    for metric in ("exact_match", "acc_norm", "preference"):
+    for metric in ("exact_match", "acc_norm", "preference", "log_odds"):
         if metric in cell["test"]:
             return metric
     raise DataError(f"Got a cell of {cell['benchmark']!r} without a known metric.")
@@ -170,19 +149,19 @@ def average_frame(
     Returns
     -------
     DataFrame
-        ``change``: of right answers, in points of a hundred, averaged over the benchmarks
-        that count right answers; ``effect``: of log-odds and preference in nats, over all.
-        Intervals: 95 % bootstrap, items drawn anew within every benchmark. ``change_own``:
+        Over the benchmarks that all methods of a target have. ``change``: of right answers,
+        in points of a hundred, averaged over the benchmarks that count right answers;
+        ``effect``: of log-odds and preference in nats, over all. Intervals: 95 % bootstrap,
+        items drawn anew within every benchmark. ``change_own``:
         against the target's best own-vector method, which the validation split names.
         ``deployed``: the change where cells without a clear gain on the validation split
         stay unsteered. ``wins`` and ``losses``: benchmarks whose interval excludes 0.
     """
-    import pandas as pd
-
     frame = cell_frame(study, cells)
     if domain is not None:
         frame = frame[frame["domain"] == domain]
     by_key = {tuple(cell[key] for key in _KEYS): cell for cell in cells}
+    frame = _complete(frame)
     best_own = _best_own(study, frame)
     rows = []
     order = [arm.name for arm in study.methods]
@@ -236,6 +215,23 @@ def average_frame(
     return result.reset_index(drop=True)
 
 
+def _complete(frame: Frame) -> Frame:
+    """Return the cells of benchmarks that every method of a target has.
+
+    Averages over others would compare methods on different questions.
+    """
+    kept = []
+    for _, group in frame.groupby("target", sort=False):
+        benchmarks = [
+            set(rows["benchmark"])
+            for (method, _), rows in group.groupby(["method", "expert"], dropna=False)
+            if method != "none"
+        ]
+        common = set.intersection(*benchmarks) if benchmarks else set()
+        kept.append(group[group["benchmark"].isin(common)])
+    return pd.concat(kept)
+
+
 def _best_own(study: StudySettings, frame: Frame) -> dict[Any, str]:
     """Return, by target, the own-vector method of the largest mean validation effect."""
     own = [arm.name for arm in study.methods if arm.method in _OWN]
@@ -272,8 +268,6 @@ def write_report(folder: str | Path) -> list[Path]:
     DataError
         If the folder holds no finished cell.
     """
-    from expertsteer.study.figures import draw_figures
-
     folder = Path(folder)
     study, cells, about = load_cells(folder)
     if not any(cell["method"] != "none" for cell in cells):
@@ -293,10 +287,20 @@ def write_report(folder: str | Path) -> list[Path]:
 
 def _markdown(study: StudySettings, frame: Frame, averages: Frame, about: dict[str, Any]) -> str:
     lines = [f"# {study.name}", ""]
-    lines += ["## Models as they are", "", _unsteered_table(study, frame).to_markdown(), ""]
+    lines += [
+        "## Models as they are",
+        "",
+        _unsteered_table(study, frame).to_markdown(missingval=""),
+        "",
+    ]
     for target in averages["target"].unique():
-        lines += [f"## {target}", "", _target_table(study, frame, target).to_markdown(), ""]
-        lines += [average_table(averages, target).to_markdown(index=False), ""]
+        lines += [
+            f"## {target}",
+            "",
+            _target_table(study, frame, target).to_markdown(missingval=""),
+            "",
+        ]
+        lines += [average_table(averages, target).to_markdown(index=False, missingval=""), ""]
     lines += notes(study, about)
     return "\n".join(lines) + "\n"
 
@@ -317,8 +321,6 @@ def _unsteered_table(study: StudySettings, frame: Frame) -> Frame:
 
 def _target_table(study: StudySettings, frame: Frame, target: str) -> Frame:
     """Return methods by benchmarks, with averages by domain and over all."""
-    import pandas as pd
-
     own = frame[frame["target"] == target].copy()
     own["shown"] = np.where(own["metric"].isin(_SHARES), 100 * own["mean"], own["mean"])
     own["label"] = _labels(own)
@@ -335,10 +337,10 @@ def _target_table(study: StudySettings, frame: Frame, target: str) -> Frame:
                 + ("*" if (label, name) in no_transfer else "")
                 for label, value in means[name].items()
             ]
-        counted = [name for name in names if name in shares]
+        counted = [name for name in names if name in shares and means[name].notna().all()]
         if len(counted) > 1:
             columns[f"{domain} average"] = [_shown(v, 1) for v in means[counted].mean(axis=1)]
-    counted = [name for name in means if name in shares]
+    counted = [name for name in means if name in shares and means[name].notna().all()]
     if counted:
         columns["average"] = [_shown(v, 1) for v in means[counted].mean(axis=1)]
     return pd.DataFrame(columns, index=means.index.rename("method"))
@@ -346,8 +348,6 @@ def _target_table(study: StudySettings, frame: Frame, target: str) -> Frame:
 
 def average_table(averages: Frame, target: str) -> Frame:
     """Return a target's averages as a table for people."""
-    import pandas as pd
-
     own = averages[averages["target"] == target]
     rows = []
     for label, row in zip(_labels(own), own.to_dict("records"), strict=True):
@@ -368,8 +368,6 @@ def average_table(averages: Frame, target: str) -> Frame:
 
 
 def _labels(frame: Frame) -> list[str]:
-    import pandas as pd
-
     many = frame["expert"].nunique() > 1
     return [
         f"{method} ({expert})" if many and not pd.isna(expert) else str(method)
@@ -399,11 +397,11 @@ def notes(study: StudySettings, about: dict[str, Any]) -> Iterable[str]:
     yield (
         "Shares of right answers in per cent; preference in nats a token. `*`: the unsteered "
         "expert answers no more questions rightly than the target, so there is nothing to "
-        "transfer. Intervals: 95 % paired bootstrap over items. Deployed: cells without a clear "
-        "gain on the validation split stay unsteered. Damage: "
-        f"{study.damage} of plain text, over unsteered. Every vector is as strong as a "
-        f"{study.damage} budget of {study.budget:g} allows on other plain text. Time: of the test "
-        "questions, over unsteered."
+        "transfer. Intervals: 95 % paired bootstrap over items. Averages are over the benchmarks "
+        "that all methods of the target have. Deployed: cells without a clear gain on the "
+        f"validation split stay unsteered. Damage: {study.damage} of plain text, over unsteered. "
+        f"Every vector is as strong as a {study.damage} budget of {study.budget:g} allows on other "
+        "plain text. Time: of the test questions, over unsteered."
     )
     yield ""
     yield (

@@ -106,6 +106,10 @@ class BenchmarkSettings(_Settings):
         answers, preference for labelled texts.
     instruction : str
         What the method "prompt" puts before every question.
+    words : str, optional
+        A file of neutral prompts and telling words (`EffectWords`), or "shipped"; the effect
+        is then the change of the words' log-odds. Every second prompt is for validation, the
+        others for test.
     open : bool
         Whether test questions are answered in words; vectors and strengths still come
         from right and wrong answers.
@@ -126,6 +130,7 @@ class BenchmarkSettings(_Settings):
         str | None, _one_of((None, "acc", "acc_norm", "log_odds", "exact_match", "preference"))  # type: ignore[arg-type]
     ] = None
     instruction: str = ""
+    words: str | None = None
     open: bool = False
     n_shots: int = 0
     max_new_tokens: int = 128

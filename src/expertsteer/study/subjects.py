@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from expertsteer.calibration import validation_task
-from expertsteer.data import LabelledExamples, load_examples
+from expertsteer.data import EffectWords, LabelledExamples, load_examples, shipped_file
 from expertsteer.evaluation.labelled_texts import TextTask, labelled_texts_of
 from expertsteer.evaluation.multiple_choice import ChoiceTask, is_questions, questions_of
 from expertsteer.evaluation.open_answers import OpenTask, load_open_questions
+from expertsteer.evaluation.word_odds import WordTask
 from expertsteer.models import LanguageModel
 from expertsteer.pipeline import render_corpus
 from expertsteer.states import States, collect_states
@@ -37,6 +38,7 @@ class Benchmark:
         For the method "prompt".
     n_test : int or None
     seed : int
+    words : EffectWords or None
     """
 
     settings: BenchmarkSettings
@@ -44,6 +46,7 @@ class Benchmark:
     instruction: str
     n_test: int | None
     seed: int
+    words: EffectWords | None = None
 
     @cached_property
     def fitting(self) -> LabelledExamples:
@@ -55,6 +58,8 @@ class Benchmark:
         """The field of the test rows that tables show."""
         if self.settings.metric:
             return self.settings.metric
+        if self.words is not None:
+            return "log_odds"
         if self.settings.open:
             return "exact_match"
         return "acc_norm" if is_questions(self.examples) else "preference"
@@ -84,7 +89,13 @@ def load_benchmark(study: StudySettings, settings: BenchmarkSettings, seed: int)
         n_test,
         seed,
     )
-    return Benchmark(settings, drawn, study.instruction(settings), n_test, seed)
+    words = None
+    if settings.words is not None:
+        shipped = settings.words == "shipped"
+        words = EffectWords.load(
+            shipped_file("sentiment_effect.json") if shipped else settings.words
+        )
+    return Benchmark(settings, drawn, study.instruction(settings), n_test, seed, words)
 
 
 class Subject:
@@ -101,13 +112,17 @@ class Subject:
         self.benchmark = benchmark
 
     @cached_property
-    def validation(self) -> tuple[ChoiceTask | TextTask, str]:
+    def validation(self) -> tuple[ChoiceTask | TextTask | WordTask, str]:
         """What effects are measured on, and the measure."""
+        if self.benchmark.words is not None:
+            return self._word_task(0), "log_odds"
         return validation_task(self.model, self.benchmark.examples)
 
     @cached_property
     def test(self) -> list[Any]:
         """What figures come from; open answers are scored as right against wrong as well."""
+        if self.benchmark.words is not None:
+            return [self._word_task(1)]
         examples = self.benchmark.examples.split("test")
         if not is_questions(examples):
             return [TextTask(tuple(labelled_texts_of(examples, self.model)))]
@@ -123,6 +138,12 @@ class Subject:
             )
             tasks.append(OpenTask(tuple(questions), settings.max_new_tokens))
         return tasks
+
+    def _word_task(self, part: int) -> WordTask:
+        """Return every second prompt: the even ones are for validation, the odd for test."""
+        assert self.benchmark.words is not None
+        whole = WordTask.from_words(self.benchmark.words)
+        return dataclasses.replace(whole, questions=whole.questions[part::2])
 
     def measure(self, instruction: str = "") -> dict[str, list[float]]:
         """Return every metric of the test questions, item by item in the task's order."""
@@ -140,7 +161,7 @@ class Subject:
 
 def instructed(task: Any, instruction: str) -> Any:
     """Return a task whose questions stand behind an instruction."""
-    if isinstance(task, TextTask):
+    if isinstance(task, TextTask | WordTask):
         questions = [question._replace(instruction=instruction) for question in task.questions]
     else:
         questions = [
