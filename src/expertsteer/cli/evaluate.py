@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,7 +26,8 @@ class SplitName(str, Enum):
 def evaluate(
     context: typer.Context,
     target: options.TargetModel,
-    data: options.DataFile,
+    data: options.OptionalDataFile = None,
+    prompts: options.PromptFile = None,
     output: options.OutputFolder = Path("evaluation"),
     pack: Annotated[
         Path | None, typer.Option("--pack", "-p", help="A pack; default: the target as it is.")
@@ -45,14 +46,29 @@ def evaluate(
     n_shots: Annotated[
         int, typer.Option(min=0, help="Solved questions before each one, for open answers.")
     ] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of open answers.")] = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Open answers at once.")] = 8,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Length; default: 256 for open answers, 40 for continuations of --prompts."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Open answers or continuations at once.")
+    ] = 8,
+    judges: options.Judges = None,
+    judge_encoder: options.JudgeEncoder = None,
+    fluency_model: options.FluencyModel = None,
+    n_samples: options.NumberOfSamples = 1,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
     text: options.TextFile = None,
     n_plain: Annotated[
         int,
         typer.Option(min=0, help="Plain texts for perplexity and divergence; 0 leaves them out."),
     ] = 100,
     columns: options.ColumnOption = None,
+    positive: options.PositiveLabel = None,
+    negative: options.NegativeLabel = None,
     limit: options.Limit = None,
     chat_template: options.ChatTemplate = False,
     dtype: options.Dtype = options.DtypeName.auto,
@@ -66,23 +82,42 @@ def evaluate(
     as_json: options.Json = False,
     config: options.ConfigFile = None,
 ) -> None:
-    """Evaluate a target on questions, unsteered and steered, and the damage to plain text.
+    """Evaluate a target on questions or generations, unsteered and steered, and the damage.
 
     Example: expertsteer evaluate -t gemma-3-270m -d arc_easy.jsonl -p science.safetensors
     -s 0.05 -s 0.1 -o arc
 
     Multiple choice and yes/no questions are scored by log-likelihood as lm-eval does; questions
-    without choices are answered by greedy generation and matched as numbers or text. The folder
-    gets a row an item; the same command continues an interrupted run.
+    without choices are answered by greedy generation and matched as numbers or text. Prompts are
+    continued and scored by judges that know nothing of the pack. The folder gets a row an item;
+    the same command continues an interrupted run.
     """
     from expertsteer.data import load_plain_text
     from expertsteer.errors import ParameterError
     from expertsteer.evaluation import evaluate as evaluate_target
-    from expertsteer.evaluation import load_task
+    from expertsteer.evaluation import load_generations, load_task
     from expertsteer.models import load_model
     from expertsteer.pack import SteeringPack
     from expertsteer.steering import check_strength
 
+    if (data is None) == (prompts is None):
+        raise ParameterError(
+            "Got both or neither of --data and --prompts, but expected one of them."
+        )
+    if data:
+        options.refuse(
+            "--data",
+            judge=judges,
+            judge_encoder=judge_encoder,
+            fluency_model=fluency_model,
+            n_samples=n_samples > 1,
+            temperature=temperature,
+            top_p=top_p != 1,
+            positive=positive,
+            negative=negative,
+        )
+    else:
+        options.refuse("--prompts", letters=letters, n_shots=n_shots)
     wanted = [check_strength(value) for value in strengths or []]
     if wanted and pack is None:
         raise ParameterError("Got --strength without a pack, but expected one to steer with.")
@@ -91,19 +126,31 @@ def evaluate(
     plain = load_plain_text(text)[:n_plain] if n_plain else []
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)
     model = load_model(loading.source(target, target_revision))
-    task = load_task(
-        data,
-        model,
-        split=split.value,
-        columns=named,
-        letters=letters,
-        n_shots=n_shots,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        chat_template=chat_template,
-        limit=limit,
-        seed=seed,
-    )
+    common: dict[str, Any] = {
+        "columns": named,
+        "batch_size": batch_size,
+        "chat_template": chat_template,
+        "limit": limit,
+        "seed": seed,
+    } | ({"max_new_tokens": max_new_tokens} if max_new_tokens else {})
+    if prompts:
+        task = load_generations(
+            prompts,
+            model,
+            judges=judges or (),
+            positive=positive,
+            negative=negative,
+            encoder=judge_encoder,
+            fluency=loading.source(fluency_model) if fluency_model else None,
+            n_samples=n_samples,
+            temperature=temperature,
+            top_p=top_p,
+            **common,
+        )
+    else:
+        task = load_task(
+            str(data), model, split=split.value, letters=letters, n_shots=n_shots, **common
+        )
     result = evaluate_target(
         model,
         task,

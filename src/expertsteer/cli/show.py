@@ -144,10 +144,19 @@ def generation_table(generations: Sequence[Generation]) -> Table:
 
 def evaluation_tables(evaluation: Evaluation) -> Group:
     """Return the tables of an evaluation: answers and damage by strength."""
+    task = evaluation.provenance["task"]
+    items = "prompts" if task["kind"] == "generations" else "questions"
+    caption = f"95 % bootstrap intervals over the {items}; changes from unsteered are paired"
+    for judge in task.get("judges", ()):
+        if "accuracy" in judge:
+            caption += (
+                f"; {judge['name']}: accuracy {judge['accuracy']:.3f} on {judge['n_held_out']} "
+                f"held-out texts, {judge['majority']:.3f} of them of the larger class"
+            )
     answers = Table(
-        title=f"{evaluation.n_questions} questions",
+        title=f"{evaluation.n_questions} {items}",
         title_justify="left",
-        caption="95 % bootstrap intervals over the questions; changes from unsteered are paired",
+        caption=caption,
         caption_justify="left",
     )
     for name in ("strength", "metric"):
@@ -156,12 +165,12 @@ def evaluation_tables(evaluation: Evaluation) -> Group:
         answers.add_column(name, justify="right", no_wrap=True)
     for strength, metrics in evaluation.measurements.items():
         for metric, found in metrics.items():
-            change = [f"{found.change:+.3f}", _interval(found.change_interval, "+.3f")]
+            change = [_figure(found.change, "+"), _figures(found.change_interval, "+")]
             answers.add_row(
                 _strength(strength),
                 metric,
-                f"{found.mean:.3f}",
-                _interval(found.interval, ".3f"),
+                _figure(found.mean),
+                _figures(found.interval),
                 *(change if strength else ["–", "–"]),
             )
         answers.add_section()
@@ -208,6 +217,15 @@ def calibration_table(calibration: Calibration) -> Table:
 
 def _strength(strength: float) -> str:
     return f"{strength:+g}" if strength else "0"
+
+
+def _figure(value: float, sign: str = "") -> str:
+    """Return four digits or so, that words and perplexities fit beside shares."""
+    return format(value, f"{sign}.3f" if abs(value) < 10 else f"{sign},.1f")
+
+
+def _figures(interval: tuple[float, float], sign: str = "") -> str:
+    return " to ".join(_figure(end, sign) for end in interval)
 
 
 def _interval(interval: tuple[float, float], style: str) -> str:

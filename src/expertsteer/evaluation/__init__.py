@@ -1,7 +1,15 @@
 """Evaluation: what a vector does, and at what price."""
 
 from expertsteer.evaluation.effect import perplexity, word_log_odds
+from expertsteer.evaluation.generations import (
+    GenerationTask,
+    OpenPrompt,
+    continuation_perplexities,
+    load_generations,
+    repetition,
+)
 from expertsteer.evaluation.intervals import mean_interval
+from expertsteer.evaluation.judges import ClassifierJudge, Judge, VaderJudge, load_judge
 from expertsteer.evaluation.multiple_choice import (
     ChoiceTask,
     Question,
@@ -28,25 +36,34 @@ from expertsteer.evaluation.tasks import load_task
 
 __all__ = [
     "ChoiceTask",
+    "ClassifierJudge",
     "ContinuationScore",
     "Evaluation",
+    "GenerationTask",
+    "Judge",
     "Measurement",
+    "OpenPrompt",
     "OpenQuestion",
     "OpenTask",
     "Question",
     "Request",
     "TokenDamage",
+    "VaderJudge",
     "answer_questions",
     "choose_by_preference",
     "continuation_log_likelihoods",
+    "continuation_perplexities",
     "encode_request",
     "evaluate",
+    "load_generations",
+    "load_judge",
     "load_open_questions",
     "load_task",
     "mean_interval",
     "perplexity",
     "preference_gap",
     "questions_of",
+    "repetition",
     "require_model",
     "score_questions",
     "token_divergences",

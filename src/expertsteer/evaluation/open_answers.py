@@ -18,7 +18,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from expertsteer.data.formats import rename_columns, split_of
 from expertsteer.data.readers import read_rows
 from expertsteer.errors import DataError, ParameterError
-from expertsteer.evaluation.scoring import padded, warn_of_cut_prompts
+from expertsteer.evaluation.scoring import warn_of_cut_prompts
+from expertsteer.generation import continue_prompts
 from expertsteer.models import LanguageModel
 
 __all__ = [
@@ -174,7 +175,6 @@ class OpenTask:
         )
 
 
-@torch.inference_mode()
 def answer_questions(
     model: LanguageModel,
     questions: Sequence[OpenQuestion],
@@ -240,15 +240,10 @@ def answer_questions(
 def _generate(
     model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[str]:
-    ids, mask = padded(model, prompts, "left")
-    tokens = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        stopping_criteria=StoppingCriteriaList([_NextQuestion(model, ids.shape[1])]),
+    stop = StoppingCriteriaList([_NextQuestion(model, max(map(len, prompts)))])
+    texts = continue_prompts(
+        model, prompts, max_new_tokens, do_sample=False, stopping_criteria=stop
     )
-    texts = model.tokenizer.batch_decode(tokens[:, ids.shape[1] :], skip_special_tokens=True)
     return [text.partition(_NEXT_QUESTION)[0] for text in texts]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from expertsteer.data import RenderedText
 from expertsteer.errors import DataError
+from expertsteer.evaluation.generations import GenerationTask
 from expertsteer.evaluation.intervals import mean_interval
 from expertsteer.evaluation.multiple_choice import ChoiceTask
 from expertsteer.evaluation.open_answers import OpenTask
@@ -56,7 +57,8 @@ class Evaluation:
     Attributes
     ----------
     measurements : dict of float to dict of str to Measurement
-        By strength (0 is unsteered) and metric.
+        By strength (0 is unsteered) and metric; means are over items, of which each is a
+        question or all samples of a prompt. A metric that no item has is left out.
     perplexity : dict of float to float
         Of the plain text, by strength.
     divergence : dict of float to float
@@ -79,7 +81,7 @@ class Evaluation:
 
 def evaluate(
     model: LanguageModel,
-    task: ChoiceTask | OpenTask,
+    task: ChoiceTask | OpenTask | GenerationTask,
     output: str | Path,
     *,
     pack: SteeringPack | None = None,
@@ -94,13 +96,13 @@ def evaluate(
     Parameters
     ----------
     model : LanguageModel
-    task : ChoiceTask or OpenTask
+    task : ChoiceTask, OpenTask or GenerationTask
         Questions and how they are scored. Figures come from the test split; choices
         belong to the validation split.
     output : str or Path
         A folder: ``rows.jsonl`` (a row a question and strength), ``plain.jsonl`` (a row a
-        plain text and strength), ``run.json`` (the settings), ``summary.json``. A folder
-        of the same run is continued.
+        plain text and strength), ``run.json`` (the settings), ``summary.json``; from
+        generations also a blind sample. A folder of the same run is continued.
     pack : SteeringPack, optional
         None evaluates the model as it is.
     strengths : sequence of float
@@ -120,7 +122,10 @@ def evaluate(
     Raises
     ------
     DataError
-        If there are no questions, or the folder holds another run.
+        If there are no questions, or the folder holds another run; with generations, if a
+        judge was trained on the pack's data.
+    ModelError
+        If the fluency model of generations is the target.
     """
     folder = Path(output)
     values = [0.0, *(strengths or ([pack.strength] if pack else []))] if pack else [0.0]
@@ -135,6 +140,8 @@ def evaluate(
         },
         "versions": package_versions(),
     }
+    if isinstance(task, GenerationTask):
+        task.check(model, pack)
     _claim(folder, provenance)
 
     def steering(strength: float) -> Steering | None:
@@ -153,6 +160,8 @@ def evaluate(
             with steering(strength) or nullcontext():
                 task.score(model, left, keep, progress)
         rows = file.rows
+    if isinstance(task, GenerationTask):
+        task.write_blind_sample(rows, folder)
     with RowFile(folder / "plain.jsonl") as file:
         for strength in values:
             done = {row["text"] for row in file.rows if row["strength"] == strength}
@@ -208,18 +217,23 @@ def _summary(
         strength: {row["name"]: row for row in rows if row["strength"] == strength}
         for strength in strengths
     }
-    unsteered = by_strength[0.0]
+    items: dict[str, list[str]] = {}
+    for name, row in by_strength[0.0].items():
+        items.setdefault(row.get("group", name), []).append(name)
     measurements: dict[float, dict[str, Measurement]] = {}
     for strength, found in by_strength.items():
         measurements[strength] = {}
         for metric in metrics:
-            values = np.array([found[name][metric] for name in unsteered], dtype=np.float64)
-            before = np.array([unsteered[name][metric] for name in unsteered], dtype=np.float64)
+            values = _item_means(found, items, metric)
+            changes = values - _item_means(by_strength[0.0], items, metric)
+            values, changes = (part[~np.isnan(part)] for part in (values, changes))
+            if not len(changes):  # no item has both
+                continue
             measurements[strength][metric] = Measurement(
                 float(values.mean()),
                 mean_interval(values),
-                float((values - before).mean()),
-                mean_interval(values - before),
+                float(changes.mean()),
+                mean_interval(changes),
             )
     perplexity, divergence = {}, {}
     for strength in strengths:
@@ -230,4 +244,15 @@ def _summary(
             perplexity[strength] = float(np.exp(-total / n_tokens))
             divergence[strength] = sum(row["divergence"] for row in chosen) / n_tokens
     n_plain = sum(row["strength"] == 0 for row in plain)
-    return Evaluation(measurements, perplexity, divergence, len(unsteered), n_plain, provenance)
+    return Evaluation(measurements, perplexity, divergence, len(items), n_plain, provenance)
+
+
+def _item_means(
+    rows: Mapping[str, dict[str, Any]], items: Mapping[str, Sequence[str]], metric: str
+) -> np.ndarray:
+    """Return a metric's mean over the rows of each item, NaN where none of them has it."""
+    means = []
+    for names in items.values():
+        values = [rows[name][metric] for name in names if rows[name][metric] is not None]
+        means.append(sum(values) / len(values) if values else np.nan)
+    return np.array(means, dtype=np.float64)
