@@ -149,12 +149,12 @@ def test_states_in_place_of_models_give_the_same_pack(target, expert, tmp_path):
 def test_a_second_run_reads_its_states_from_the_cache(target, expert, tmp_path, monkeypatch):
     examples = labelled()
     first = STEER.fit(target, expert, examples, cache_dir=tmp_path, progress=False)
-    from expertsteer.states.collecting import _BlockReader
+    from expertsteer.states.reading import BlockReader
 
     def refuse(*_):
         raise AssertionError("a forward pass was run although the states are cached")
 
-    monkeypatch.setattr(_BlockReader, "read", refuse)
+    monkeypatch.setattr(BlockReader, "read", refuse)
     second = STEER.fit(target, expert, examples, cache_dir=tmp_path, progress=False)
     for layer in first.layers:
         assert torch.equal(first.vectors[layer], second.vectors[layer])

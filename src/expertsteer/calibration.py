@@ -13,25 +13,38 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from expertsteer.data import LabelledExamples, RenderedText, render
+from expertsteer.data import LabelledExamples, RenderedText
 from expertsteer.errors import ParameterError
 from expertsteer.evaluation.intervals import mean_interval
-from expertsteer.evaluation.multiple_choice import is_questions, questions_of, score_questions
-from expertsteer.evaluation.scoring import (
-    mean_log_likelihoods,
-    token_divergences,
-    token_log_likelihoods,
-)
+from expertsteer.evaluation.labelled_texts import TextTask, labelled_texts_of
+from expertsteer.evaluation.multiple_choice import ChoiceTask, is_questions, questions_of
+from expertsteer.evaluation.scoring import token_divergences, token_log_likelihoods
 from expertsteer.models import LanguageModel
 from expertsteer.pack import SteeringPack
 from expertsteer.provenance import package_versions
 
-__all__ = ["DAMAGES", "Calibration", "Trial", "calibrate"]
+__all__ = [
+    "DAMAGES",
+    "Calibration",
+    "Trial",
+    "calibrate",
+    "damage_meter",
+    "item_values",
+    "strength_at_budget",
+    "validation_task",
+]
 
 DAMAGES = ("perplexity", "divergence")
-# Strengths that every search tries first; the search goes on between and beyond them.
-_FIRST_STRENGTHS = (0.05, 0.1, 0.2)
-_PARTS_OF_PLAIN_TEXT = 4
+# Shares of the strongest steering within the budget that every search tries first.
+_FIRST_FRACTIONS = (1.0, 0.5, 0.25)
+_FIRST_STRENGTH = 0.05
+# A loss from this share of the budget up needs no stronger steering.
+_NEAR_BUDGET = 0.75
+_MEASURES = {
+    "log_odds": "log-odds of the right answer",
+    "preference": "log-likelihood a token, turned round for negative texts",
+}
+_PARTS_OF_PLAIN_TEXT = 2
 # A part of the plain text this far over the budget is not read to its end.
 _HOPELESS = 1.5
 
@@ -112,9 +125,10 @@ def calibrate(
 ) -> Calibration:
     """Find the largest effect on the validation split within a damage budget.
 
-    A tree-structured Parzen estimator proposes strengths (and layers, where the pack has
-    several: all of them or one). The damage is measured first, a part of the plain text
-    at a time, and ends a trial that is over the budget before its effect is measured.
+    The strongest steering within the budget is found first, on plain text alone. A
+    tree-structured Parzen estimator then proposes shares of it (and layers, where the pack
+    has several: all of them or one). The damage is measured before the effect, a part of
+    the plain text at a time, and ends a trial that is over the budget.
 
     Parameters
     ----------
@@ -132,7 +146,7 @@ def calibrate(
         in nats (above 0).
     damage : {"perplexity", "divergence"}, default="perplexity"
     max_strength : float, default=0.5
-        Largest strength tried; the smallest is a hundredth of it.
+        Largest strength tried.
     n_trials : int, default=16
     positions : {"all", "prompt", "generated", "last"}, default="all"
     chat_template : bool, default=False
@@ -171,10 +185,9 @@ def calibrate(
     if not plain_text:
         raise ParameterError("Got no plain text, but expected some to measure the damage on.")
     pack.check_target(model, force=force)
-    values, name = _effect_of(model, examples, chat_template, seed)
-    unsteered = values()
-    texts = [RenderedText(text, 0, False) for text in plain_text]
-    damage_of = _damage_of(model, texts, damage, budget)
+    task, metric = validation_task(model, examples, chat_template)
+    unsteered = item_values(model, task, metric)
+    damage_of = damage_meter(model, plain_text, damage, budget)
 
     def steering(strength: float, layers: tuple[int, ...]) -> AbstractContextManager[Any]:
         return pack.restrict(layers).apply(model, strength, positions, force=force)
@@ -184,23 +197,34 @@ def calibrate(
         if found > budget:
             return Trial(strength, layers, found, within_budget=False)
         with steering(strength, layers):
-            change = values() - unsteered
+            change = item_values(model, task, metric) - unsteered
         return Trial(strength, layers, found, True, float(change.mean()), mean_interval(change))
 
+    def strongest(layers: tuple[int, ...]) -> float:
+        if layers not in bounds:
+            bounds[layers] = strength_at_budget(
+                lambda strength: damage_of(steering(strength, layers)),
+                budget,
+                damage=damage,
+                max_strength=max_strength,
+            )
+        return bounds[layers]
+
+    bounds: dict[tuple[int, ...], float] = {}
     choices = [pack.layers] + ([(layer,) for layer in pack.layers] if len(pack.layers) > 1 else [])
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True)
     )
-    for strength in _FIRST_STRENGTHS:
-        if strength <= max_strength:
-            study.enqueue_trial({"strength": strength, "layers": 0})
+    for fraction in _FIRST_FRACTIONS:
+        study.enqueue_trial({"fraction": fraction, "layers": 0})
     trials: list[Trial] = []
     for _ in tqdm(range(n_trials), desc="calibration", delay=1, disable=not progress):
         proposed = study.ask()
-        strength = proposed.suggest_float("strength", max_strength / 100, max_strength, log=True)
+        fraction = proposed.suggest_float("fraction", 0.05, 1.0)
         layers = choices[proposed.suggest_categorical("layers", range(len(choices)))]
-        trial = attempt(strength, layers)
+        # Where not even a weak one is within the budget, the trial says how far over it is.
+        trial = attempt(fraction * (strongest(layers) or max_strength / 100), layers)
         trials.append(trial)
         # Over the budget, less damage is better, and anything within it is better still.
         worth = trial.effect if trial.effect is not None else -1e3 - min(trial.damage, 1e6)
@@ -209,11 +233,11 @@ def calibrate(
     calibrated = dataclasses.replace(
         pack.restrict(chosen.layers) if chosen else pack, strength=chosen.strength if chosen else 0
     )
-    result = Calibration(calibrated, tuple(trials), chosen, budget, damage, name)
+    result = Calibration(calibrated, tuple(trials), chosen, budget, damage, _MEASURES[metric])
     provenance = result.to_dict() | {
         "data": examples.summary(),
         "positions": positions,
-        "n_plain_texts": len(texts),
+        "n_plain_texts": len(plain_text),
         "seed": seed,
         "versions": package_versions() | {"optuna": optuna.__version__},
     }
@@ -223,41 +247,120 @@ def calibrate(
     return dataclasses.replace(result, pack=calibrated)
 
 
-def _effect_of(
-    model: LanguageModel, examples: LabelledExamples, chat_template: bool, seed: int
-) -> tuple[Callable[[], np.ndarray], str]:
-    """Return a function that measures every validation item, and what it measures."""
+def validation_task(
+    model: LanguageModel, examples: LabelledExamples, chat_template: bool = False
+) -> tuple[ChoiceTask | TextTask, str]:
+    """Return what the effect of steering is measured on, and the name of its measure.
+
+    Parameters
+    ----------
+    model : LanguageModel
+        Supplies the chat template.
+    examples : LabelledExamples
+        Only the validation split is read.
+    chat_template : bool, default=False
+
+    Returns
+    -------
+    task : ChoiceTask or TextTask
+        Questions where the examples are such, labelled texts otherwise.
+    metric : {"log_odds", "preference"}
+        The field of its rows.
+    """
     validation = examples.split("validation")
     if is_questions(validation):
-        questions = questions_of(
-            examples, model, split="validation", chat_template=chat_template, seed=seed
-        )
-
-        def log_odds() -> np.ndarray:
-            rows = {row["name"]: row for row in score_questions(model, questions, progress=False)}
-            found = []
-            for question in questions:
-                scores = np.array(rows[question.name]["log_likelihoods"])
-                others = np.delete(scores, question.right)
-                found.append(scores[question.right] - np.logaddexp.reduce(others))
-            return np.array(found)
-
-        return log_odds, "log-odds of the right answer"
-    texts = render(validation, model.tokenizer, chat_template)
-    signs = validation.labels.astype(np.float64)
-
-    def preference() -> np.ndarray:
-        # A text of one token has no token to predict, and counts on neither side.
-        return np.nan_to_num(signs * mean_log_likelihoods(model, texts).numpy())
-
-    return preference, "log-likelihood a token, turned round for negative texts"
+        questions = questions_of(validation, model, split="validation", chat_template=chat_template)
+        return ChoiceTask(tuple(questions)), "log_odds"
+    texts = labelled_texts_of(validation, model, chat_template)
+    return TextTask(tuple(texts)), "preference"
 
 
-def _damage_of(
-    model: LanguageModel, texts: Sequence[RenderedText], damage: str, budget: float
+def item_values(model: LanguageModel, task: Any, metric: str) -> np.ndarray:
+    """Return a metric of every item of a task, in the task's order."""
+    rows: list[dict[str, Any]] = []
+    task.score(model, task.questions, rows.extend, False)
+    found = {row["name"]: row[metric] for row in rows}
+    return np.array([found[question.name] for question in task.questions], dtype=np.float64)
+
+
+def strength_at_budget(
+    damage_of: Callable[[float], float],
+    budget: float,
+    *,
+    damage: str = "perplexity",
+    max_strength: float = 0.5,
+    max_evaluations: int = 10,
+) -> float:
+    """Find the largest strength whose damage is within the budget, to a few per cent.
+
+    Where steering is weak, the loss of log-likelihood grows with the square of the
+    strength, so the next guess follows from the last one; what is known to be within and
+    over the budget brackets it.
+
+    Parameters
+    ----------
+    damage_of : callable
+        From a strength to the damage it does.
+    budget : float
+        As in `calibrate`.
+    damage : {"perplexity", "divergence"}, default="perplexity"
+    max_strength : float, default=0.5
+        Never more than this.
+    max_evaluations : int, default=10
+
+    Returns
+    -------
+    float
+        0 where even the weakest strength tried is over the budget.
+
+    Notes
+    -----
+    Source: this project.
+    """
+    allowed = math.log(budget) if damage == "perplexity" else budget
+    within, over = 0.0, math.inf
+    guess = min(_FIRST_STRENGTH, max_strength)
+    for _ in range(max_evaluations):
+        found = damage_of(guess)
+        loss = math.log(found) if damage == "perplexity" else found
+        if loss <= allowed:
+            within = max(within, guess)
+            if loss >= _NEAR_BUDGET * allowed or guess >= max_strength:
+                break
+        else:
+            over = min(over, guess)
+        # Half-way between what is near enough and the budget itself.
+        aim = 0.5 * (1 + _NEAR_BUDGET) * allowed
+        guess *= min(max(math.sqrt(aim / loss), 0.1), 4.0) if loss > 0 else 4.0
+        if not within < guess < over:
+            guess = math.sqrt(within * over) if within else over / 4
+        guess = min(guess, max_strength)
+    return within
+
+
+def damage_meter(
+    model: LanguageModel, texts: Sequence[str], damage: str = "perplexity", budget: float = math.inf
 ) -> Callable[[AbstractContextManager[Any]], float]:
-    """Return a function that measures a steering's damage, up to where it is hopeless."""
-    parts = [texts[part::_PARTS_OF_PLAIN_TEXT] for part in range(_PARTS_OF_PLAIN_TEXT)]
+    """Return a function that measures a steering's damage, up to where it is hopeless.
+
+    Parameters
+    ----------
+    model : LanguageModel
+        Unsteered.
+    texts : sequence of str
+        Plain text; for "perplexity" it is read unsteered once, now.
+    damage : {"perplexity", "divergence"}, default="perplexity"
+        Perplexity over the unsteered one, or KL divergence a token in nats.
+    budget : float
+        A part of the text far over it ends the measurement; default: never.
+
+    Returns
+    -------
+    callable
+        From a context manager that steers the model to the damage.
+    """
+    rendered = [RenderedText(text, 0, False) for text in texts]
+    parts = [rendered[part::_PARTS_OF_PLAIN_TEXT] for part in range(_PARTS_OF_PLAIN_TEXT)]
     least = 1.0 if damage == "perplexity" else 0.0
     unsteered = [token_log_likelihoods(model, part) for part in parts] if least else []
 

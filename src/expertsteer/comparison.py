@@ -165,7 +165,7 @@ def compare(
         plain_target = steer.collect(target_model, plain_text, **common)[0]
         alignment = Alignment.fit(plain_expert, plain_target, layers, Ridge(), progress=progress)
     material = Material(
-        examples, expert_states, target_states, layers, steer, pack.vectors, expert_texts, alignment
+        examples, expert_states, target_states, layers, steer, expert_texts, alignment=alignment
     )
     reference = method_vectors("mean_difference", material)
     runs = [(n, s) for n in methods for s in (seeds if METHODS[n].seeded else seeds[:1])]
@@ -178,7 +178,9 @@ def compare(
         )
     ]
     for name, seed in tqdm(runs, desc="comparison", delay=1, disable=not progress):
-        vectors = method_vectors(name, material, seed)
+        # The pack itself is in question, however it was made.
+        own = name == "expertsteer"
+        vectors = pack.vectors if own else method_vectors(name, material, seed)
         label = METHODS[name].label + (f", seed {seed}" if METHODS[name].seeded else "")
         candidate = dataclasses.replace(pack, vectors=vectors, encoders={})
         with candidate.apply(target_model, value, force=force):

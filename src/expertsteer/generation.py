@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from expertsteer.errors import DataError, ParameterError
 from expertsteer.models import LanguageModel
+from expertsteer.models.batches import padded
 from expertsteer.pack import SteeringPack
 
 __all__ = [
@@ -196,12 +196,9 @@ def continue_prompts(
     DataError
         If a prompt and its continuation do not fit into the model's context.
     """
-    rows = [torch.tensor(prompt, dtype=torch.long) for prompt in prompts]
-    require_room(model, max(map(len, rows)), max_new_tokens)
+    require_room(model, max(map(len, prompts)), max_new_tokens)
     # New tokens must follow the prompt directly, whatever side the tokenizer pads.
-    left: dict[str, Any] = {"batch_first": True, "padding_side": "left"}
-    ids = pad_sequence(rows, padding_value=model.pad_token_id, **left).to(model.device)
-    mask = pad_sequence([torch.ones_like(row) for row in rows], **left).to(model.device)
+    ids, mask = padded(model, prompts, "left")
     torch.manual_seed(seed)
     output = model.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, **options

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from expertsteer.alignment import Alignment
+from expertsteer.alignment import Aligner, Alignment
 from expertsteer.data import LabelledExamples
 from expertsteer.directions import (
     DirectionFinder,
@@ -39,12 +39,10 @@ class Material:
     pairs : tuple of (int, int)
         Expert and target layers; every method steers these target layers.
     steer : ExpertSteer
-        Settings of the directions.
-    vectors : dict of int to Tensor
-        The pack's own, by target layer: the method "expertsteer".
-    expert_texts : States, optional
-        Of the expert on the texts the paper's auto-encoder is fitted on; default: on the
-        examples.
+        Settings of the alignment and the directions.
+    expert_texts, target_texts : States, optional
+        Of the models on the texts alignments are fitted on; default: on the examples. The
+        paper's auto-encoder needs the expert's alone.
     alignment : Alignment, optional
         Fitted on plain text alone; the method "transferred" needs it.
     """
@@ -54,8 +52,8 @@ class Material:
     target_states: States
     pairs: tuple[tuple[int, int], ...]
     steer: ExpertSteer
-    vectors: Vectors
     expert_texts: States | None = None
+    target_texts: States | None = None
     alignment: Alignment | None = None
 
     def direction(
@@ -104,20 +102,26 @@ def shuffled_labels(examples: LabelledExamples, seed: int) -> np.ndarray:
     return labels
 
 
-def _paper(material: Material, seed: int) -> Vectors:
-    aligner = ExpertSteer.paper(seed=seed).aligner
-    width = material.target_states.description.model.width
-    texts = material.expert_texts or material.expert_states
+def _encoded(material: Material, aligner: Aligner) -> Vectors:
+    """Return the directions of the expert's states after an encoder of each layer pair."""
+    expert = material.expert_texts or material.expert_states
+    target = material.target_texts or material.target_states
+    width = target.description.model.width
     vectors = {}
     for i, j in material.pairs:
-        fitted = aligner.unfitted().fit(texts.layer(i), target_width=width)
+        met = target.layer(j) if aligner.needs_target_states else None
+        fitted = aligner.unfitted().fit(expert.layer(i), met, target_width=width)
         states = torch.as_tensor(fitted.encode(material.expert_states.layer(i)))
         vectors[j] = material.direction(material.steer.direction, states, material.examples)
     return vectors
 
 
+def _paper(material: Material, seed: int) -> Vectors:
+    return _encoded(material, ExpertSteer.paper(seed=seed).aligner)
+
+
 def _expertsteer(material: Material, seed: int) -> Vectors:
-    return material.vectors
+    return _encoded(material, material.steer.aligner)
 
 
 def _transferred(material: Material, seed: int) -> Vectors:

@@ -16,7 +16,13 @@ from expertsteer.errors import ParameterError
 from expertsteer.files import replacing
 from expertsteer.pack import LayerPair
 
-__all__ = ["picture_kind", "plot_calibration", "plot_comparison", "plot_information"]
+__all__ = [
+    "picture_kind",
+    "plot_calibration",
+    "plot_comparison",
+    "plot_information",
+    "save_figure",
+]
 
 
 def picture_kind(path: str | Path) -> str:
@@ -93,7 +99,7 @@ def plot_information(
     axes.set_yticks(range(0, n_expert, max(1, n_expert // 12)))
     if pairs or candidates:
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
@@ -141,7 +147,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     right.set_xscale("log")
     right.set_xlabel("damage: perplexity, log scale")
     right.grid(axis="x", alpha=0.4)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_calibration(calibration: Calibration, path: str | Path) -> Path:
@@ -204,10 +210,10 @@ def plot_calibration(calibration: Calibration, path: str | Path) -> Path:
     axes.set_xlabel(f"damage to plain text: {units}")
     axes.set_ylabel("effect on validation (nats); labels: strength")
     axes.legend(frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure, whole or not at all."""
     path = Path(path)
     FigureCanvasAgg(figure)

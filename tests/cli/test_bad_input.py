@@ -87,6 +87,16 @@ LABEL_7 = [*ROWS[:4], {"text": "so", "label": 7}]
         ("field.jsonl", lines(ROWS), ("--column", "mood=label"), ("'mood'", "expected one of")),
         ("equals.jsonl", lines(ROWS), ("--column", "label"), ("--column label", "FIELD=COLUMN")),
         (
+            "kind.jsonl",
+            lines(ROWS),
+            ("--kind", "pairs"),
+            ("columns label, text", "pairs: positive"),
+        ),
+        ("role.jsonl", lines(ROWS), ("--role", "test"), ("--role test", "ROLE=SPLIT")),
+        ("split.jsonl", lines(ROWS), ("--role", "test=dev"), ("split 'dev' as test", "none")),
+        ("twice.jsonl", lines(ROWS), ("--role", "test=a", "--role", "test=b"), ("test=... twice",)),
+        ("arc_esy", None, (), ("arc_esy", "no such file", "medqa", "arc_easy")),
+        (
             "value.jsonl",
             lines(ROWS),
             ("--positive", "joy"),
@@ -106,6 +116,11 @@ def test_labelled_data_that_cannot_be_used(world, refused, work, name, content, 
         (work / name).write_bytes(content.encode() if isinstance(content, str) else content)
     (work / "pack.safetensors").write_text("the pack of an earlier run")
     refused("fit", *world.models, "-d", name, *options, says=says)
+
+
+def test_a_benchmark_without_a_place_on_the_hub(world, refused, monkeypatch):
+    monkeypatch.delenv("EXPERTSTEER_BENCHMARKS", raising=False)
+    refused("fit", *world.models, "-d", "emotions", says=("emotions", "no known place", ".jsonl"))
 
 
 def test_a_folder_in_place_of_data(world, refused, work):
@@ -183,7 +198,7 @@ def test_prompts_and_sampling_that_cannot_be_used(world, made, refused, options,
         (["--prompts", "{words}", "--judge", "one.jsonl"], ("0 negative", "one.jsonl")),
         (
             ["--prompts", "{words}", "--judge", "{data}", "--judge-encoder", "{encoder}"],
-            ("judge trained on", "the same texts"),
+            ("judge trained on", "the same data"),
         ),
         (["--prompts", "{words}", "--fluency-model", "{target}"], ("which is the target",)),
         (["--prompts", "{words}", "--n-samples", 2], ("temperature=0",)),

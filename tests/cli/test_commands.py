@@ -145,7 +145,7 @@ def test_collected_states_give_the_same_pack_as_the_models(world, run):
 def test_collecting_again_from_its_configuration_only_reads(world, run, monkeypatch):
     assert run("collect", "-m", world.target, "-d", world.data, "-o", "states").code == 0
     shards = sorted(Path("states").glob("shard-*"))
-    monkeypatch.setattr("expertsteer.states.collecting._BlockReader.read", None)
+    monkeypatch.setattr("expertsteer.states.reading.BlockReader.read", None)
     outcome = run("collect", "--config", "states/collect.yaml")
     assert outcome.code == 0
     assert "64 texts x 3 layers x 32" in outcome.err
@@ -405,6 +405,39 @@ def test_evaluate_generations_by_judges_that_know_nothing_of_the_pack(world, mad
     assert all((row["perplexity"] is None) == (not row["text"]) for row in rows)
     again = run("evaluate", "--config", "out/evaluate.yaml", "--json").json
     assert again["n_questions"] == 2
+
+
+def test_evaluate_a_benchmark_by_name_from_a_folder(world, run, work, monkeypatch):
+    folder = work / "benchmarks"
+    folder.mkdir()
+    rows = [{"text": f"the {n}", "label": n % 2, "split": "test"} for n in range(6)]
+    rows = rows[:4] + [row | {"split": "validation"} for row in rows[4:]]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "true_false_facts.jsonl").write_text(text)
+    monkeypatch.setenv("EXPERTSTEER_BENCHMARKS", str(folder))
+    asks = ["evaluate", "-t", world.target, "-d", "true_false_facts", "--n-plain", 0, "--json"]
+    assert run(*asks, "-o", "a").json["n_questions"] == 4
+    assert run(*asks, "-o", "b", "--role", "test=validation").json["n_questions"] == 2
+    as_text = run(*asks, "-o", "c", "--kind", "labelled")
+    assert as_text.code == 1
+    assert "expected a question" in as_text.err
+
+
+def test_open_answers_are_examples_to_fit_on(world, run, work):
+    rows = [{"question": f"w{n}", "answer": str(n), "rationale": "so"} for n in range(80)]
+    Path("open.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = run("collect", "-m", world.target, "-d", "open.jsonl", "-o", "out", "--json")
+    assert outcome.json["n_texts"] == 2 * 64  # train and validation
+    asked = run("collect", "-m", world.target, "-d", "open.jsonl", "-o", "b", "--kind", "pairs")
+    assert asked.code == 1
+    assert "pairs: positive, negative" in asked.err
+
+
+def test_kinds_of_the_command_line_are_those_of_the_library():
+    from expertsteer.cli.options import KindName
+    from expertsteer.data import KINDS
+
+    assert [kind.value for kind in KindName] == ["auto", *KINDS]
 
 
 def test_calibrate_writes_a_pack_with_its_own_strength(world, made, run, work):

@@ -14,7 +14,7 @@ import pytest
 from safetensors import safe_open
 
 from expertsteer import States
-from expertsteer.states.collecting import _BlockReader
+from expertsteer.states.reading import BlockReader
 
 N_TEXTS = 8000
 
@@ -63,14 +63,14 @@ def test_an_interrupted_collection_is_kept_and_continued(world, run, work, monke
     before = [shard.read_bytes() for shard in shards]
 
     read = 0
-    original = _BlockReader.read
+    original = BlockReader.read
 
-    def counting(reader, batch):
+    def counting(reader, spans, groups, batch_tokens):
         nonlocal read
-        read += len(batch)
-        return original(reader, batch)
+        read += len(spans)
+        return original(reader, spans, groups, batch_tokens)
 
-    monkeypatch.setattr(_BlockReader, "read", counting)
+    monkeypatch.setattr(BlockReader, "read", counting)
     assert run(*collect).code == 0
     # A text that occurs twice is read once.
     assert read <= N_TEXTS - n_saved

@@ -188,10 +188,49 @@ def test_a_kind_that_does_not_fit_names_its_needs(write):
         load_examples(write(*texts(2)), kind="pairs")
 
 
-def test_open_answers_ask_for_wrong_ones(write):
-    path = write({"question": "Q", "rationale": "R", "answer": "72"})
-    with pytest.raises(DataError, match=r"right answers only.* Add a column choices"):
+def open_rows(answers: list[str], **fields) -> list[dict]:
+    return [{"question": f"Q{n}?", "answer": a} | fields for n, a in enumerate(answers)]
+
+
+def test_a_wrong_open_answer_is_that_to_another_question_of_the_split(write):
+    answers = [str(n // 2) for n in range(40)]  # two questions share each answer
+    rows = open_rows(answers[:20], split="train") + open_rows(answers[20:], split="test")
+    examples = load_examples(write(*rows))
+    assert triples(examples)[0] == ("Question: Q0?\nAnswer:", "The answer is 0", 1)
+    assert examples.labels.tolist() == [1, -1] * 40
+    right, wrong = examples.answers[::2], examples.answers[1::2]
+    assert right == tuple(f"The answer is {answer}" for answer in answers)
+    assert all(r != w for r, w in zip(right, wrong, strict=True))
+    assert set(wrong[:20]) <= set(right[:20])
+    assert set(wrong[20:]) <= set(right[20:])
+    assert len(set(wrong[:20])) > 4
+    assert examples.groups[::2] == examples.groups[1::2]
+    assert len(set(examples.groups)) == 40
+    assert load_examples(write(*rows)).answers == examples.answers
+    assert load_examples(write(*rows), seed=1).answers != examples.answers
+
+
+def test_an_equal_answer_of_another_form_is_not_a_wrong_one(write):
+    examples = load_examples(write(*open_rows(["1,200", "$1200", "1200.0", "7"], split="test")))
+    assert examples.answers[1:6:2] == ("The answer is 7",) * 3
+
+
+def test_questions_that_all_have_one_answer_have_no_wrong_one(write):
+    path = write(*open_rows(["72", "72.0"], split="train"))
+    with pytest.raises(DataError, match=r"Got '72' as the answer to every question.* train split"):
         load_examples(path)
+
+
+def test_true_false_is_a_question_and_has_to_be_asked_for(write):
+    path = write({"text": "Ice is cold.", "label": 1}, {"text": "Ice is hot.", "label": "no"})
+    assert triples(load_examples(path))[0] == ("", "Ice is cold.", 1)
+    prompt = 'Is the following statement true or false?\n"{}"\nAnswer:'
+    assert triples(load_examples(path, kind="true_false")) == [
+        (prompt.format("Ice is cold."), "True", 1),
+        (prompt.format("Ice is cold."), "False", -1),
+        (prompt.format("Ice is hot."), "True", -1),
+        (prompt.format("Ice is hot."), "False", 1),
+    ]
 
 
 def test_an_unknown_kind_is_refused(write):
@@ -360,3 +399,70 @@ def test_the_shipped_examples_can_be_fitted_on():
     examples = load_examples(shipped_file("sentiment.jsonl"))
     for name in ("train", "validation", "test"):
         examples.require_both_classes(name)
+
+
+def test_a_limit_leaves_the_splits_of_the_rows_as_they_are(write):
+    path = write(*texts(50))
+    whole = load_examples(path)
+    splits = dict(zip(whole.answers, whole.splits, strict=True))
+    some = load_examples(path, limit=20)
+    assert len(some) == 20
+    assert all(splits[a] == split for a, split in zip(some.answers, some.splits, strict=True))
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_an_answer_index_out_of_range_names_the_line(write, index):
+    path = write(QUESTION | {"answer": 0}, QUESTION | {"answer": index})
+    with pytest.raises(DataError, match=rf"data\.jsonl:2: got answer={index}, .* from 0 to 2"):
+        load_examples(path)
+
+
+# Roles of splits ------------------------------------------------------------------------
+
+FOLDS = [
+    {"text": f"{split} {n}", "label": n % 2, "split": split}
+    for split in ("train", "auxiliary_train", "validation_matched", "test", "fold3")
+    for n in range(2)
+]
+
+
+def texts_of(examples: LabelledExamples) -> dict[str, list[str]]:
+    return {
+        name: [a for a, s in zip(examples.answers, examples.splits, strict=True) if s == name]
+        for name in dict.fromkeys(examples.splits)
+    }
+
+
+def test_known_names_of_the_hub_have_their_role(write):
+    assert texts_of(load_examples(write(*FOLDS[:8]))) == {
+        "train": ["train 0", "train 1", "auxiliary_train 0", "auxiliary_train 1"],
+        "validation": ["validation_matched 0", "validation_matched 1"],
+        "test": ["test 0", "test 1"],
+    }
+
+
+def test_an_unknown_name_of_a_split_asks_for_its_role(write):
+    with pytest.raises(DataError, match=r"jsonl:9: got split='fold3'.* \(--role test=SPLIT\)"):
+        load_examples(write(*FOLDS))
+
+
+def test_a_split_that_is_given_a_role_serves_as_that_alone(write):
+    roles = {"test": "fold3", "train": "auxiliary_train"}
+    assert texts_of(load_examples(write(*FOLDS), roles=roles)) == {
+        "train": ["auxiliary_train 0", "auxiliary_train 1"],
+        "validation": ["validation_matched 0", "validation_matched 1"],
+        "test": ["fold3 0", "fold3 1"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("roles", "error", "says"),
+    [
+        ({"exam": "test"}, ParameterError, "Got the role 'exam', but expected one of train"),
+        ({"train": "fold3", "test": "fold3"}, ParameterError, "each split to serve as one"),
+        ({"test": "fold4"}, DataError, "Got the split 'fold4' as test, but .* splits aux.*, fold3"),
+    ],
+)
+def test_roles_that_do_not_fit_are_refused(write, roles, error, says):
+    with pytest.raises(error, match=says):
+        load_examples(write(*FOLDS), roles=roles)

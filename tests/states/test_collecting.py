@@ -14,7 +14,15 @@ from expertsteer.data import RenderedText
 from expertsteer.errors import DataError, ExpertSteerError, ModelError, StatesError
 from expertsteer.models import LanguageModel
 from expertsteer.states import collect_states, corpus_fingerprint, states_key
-from helpers import N_LAYERS, WIDTH, final_norm, tiny_language_model, tiny_model, tiny_tokenizer
+from helpers import (
+    FAMILIES,
+    N_LAYERS,
+    WIDTH,
+    final_norm,
+    tiny_language_model,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 TEXTS = [" ".join(f"w{(7 * n + k) % 90}" for k in range(1 + n % 9)) for n in range(20)]
 
@@ -56,6 +64,42 @@ def test_no_batch_holds_more_tokens_than_allowed_unless_one_text_does():
     calls.clear()
     collect_states(model, TEXTS[:9], batch_tokens=4, progress=False)
     assert all(rows == 1 for rows, tokens, _width in calls if tokens > 2)
+
+
+def _answers() -> list[RenderedText]:
+    """Return answers to prompts of several lengths, one of them alone with its prompt."""
+    texts = []
+    for n, n_answers in enumerate((4, 2, 1, 3)):
+        prompt = " ".join(f"w{(5 * n + k) % 90}" for k in range(9 + 4 * n))
+        for m in range(n_answers):
+            answer = " ".join(f"w{(11 * m + n + k) % 90}" for k in range(1 + m))
+            texts.append(RenderedText(f"{prompt} {answer}", len(prompt) + 1, False))
+    return texts
+
+
+@pytest.mark.parametrize("position", ["last", "answer_mean"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_that_share_a_prompt_have_the_states_they_have_apart(family, position):
+    model = tiny_language_model(family)
+    texts = _answers()
+    layers = range(N_LAYERS - 1)  # the pass ends before the last block
+    options = {"position": position, "layers": layers, "progress": False}
+    together = collect_states(model, texts, **options)
+    apart = [collect_states(model, [text], **options).values for text in texts]
+    torch.testing.assert_close(together.values, torch.cat(apart), rtol=1e-4, atol=1e-5)
+    in_small_batches = collect_states(model, texts, batch_tokens=24, **options)
+    torch.testing.assert_close(in_small_batches.values, together.values, rtol=1e-4, atol=1e-5)
+
+
+def test_a_prompt_is_read_once_for_all_its_answers():
+    model = _own()
+    calls = _count_calls(model.blocks[0])
+    texts = _answers()
+    collect_states(model, texts, batch_tokens=1, progress=False)
+    prompts = {text.text[: text.answer_start] for text in texts}
+    long_passes = [rows for rows, tokens, _width in calls if tokens > 8]
+    assert long_passes == [1] * len(prompts)
+    assert sum(rows for rows, _tokens, _width in calls) == len(prompts) + 4 + 2 + 3
 
 
 def test_one_pass_serves_all_layers_and_never_reaches_the_head():

@@ -19,6 +19,7 @@ from expertsteer.cli.fit import fit
 from expertsteer.cli.generate import generate
 from expertsteer.cli.inspect import inspect
 from expertsteer.cli.show import print_error, say, warnings_as_messages
+from expertsteer.cli.study import study
 from expertsteer.cli.transfer import transfer
 from expertsteer.errors import ExpertSteerError
 
@@ -42,7 +43,7 @@ app = typer.Typer(
 )
 
 _COMMANDS = (
-    *(fit, calibrate, generate, chat, compare, evaluate),
+    *(fit, calibrate, generate, chat, compare, evaluate, study),
     *(inspect, collect, align, transfer, demo),
 )
 for command in _COMMANDS:

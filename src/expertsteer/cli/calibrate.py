@@ -43,7 +43,9 @@ def calibrate(
     positions: options.SteeredPositions = options.Positions.all,
     text: options.TextFile = None,
     n_plain: Annotated[int, typer.Option(min=1, help="Plain texts for the damage.")] = 100,
+    kind: options.Kind = options.KindName.auto,
     columns: options.ColumnOption = None,
+    roles: options.RoleOption = None,
     positive: options.PositiveLabel = None,
     negative: options.NegativeLabel = None,
     limit: options.Limit = None,
@@ -75,7 +77,14 @@ def calibrate(
 
     known = SteeringPack.load(pack)
     examples = options.load_data(
-        data, columns=columns, positive=positive, negative=negative, limit=limit, seed=seed
+        data,
+        kind=kind,
+        columns=columns,
+        roles=roles,
+        positive=positive,
+        negative=negative,
+        limit=limit,
+        seed=seed,
     )
     plain = load_plain_text(text)[:n_plain]
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)

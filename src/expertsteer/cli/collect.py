@@ -20,7 +20,9 @@ def collect(
     data: options.OptionalDataFile = None,
     text: options.TextFile = None,
     n_beginnings: options.NumberOfBeginnings = 1500,
+    kind: options.Kind = options.KindName.auto,
     columns: options.ColumnOption = None,
+    roles: options.RoleOption = None,
     positive: options.PositiveLabel = None,
     negative: options.NegativeLabel = None,
     limit: options.Limit = None,
@@ -55,7 +57,14 @@ def collect(
         options.beginnings(text, n_beginnings, seed)
         if data is None
         else options.load_data(
-            data, columns=columns, positive=positive, negative=negative, limit=limit, seed=seed
+            data,
+            kind=kind,
+            columns=columns,
+            roles=roles,
+            positive=positive,
+            negative=negative,
+            limit=limit,
+            seed=seed,
         ).for_fitting()
     )
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)

@@ -55,7 +55,9 @@ def compare(
     output: options.OptionalOutputFile = None,
     text: options.TextFile = None,
     n_beginnings: options.NumberOfBeginnings = 1500,
+    kind: options.Kind = options.KindName.auto,
     columns: options.ColumnOption = None,
+    roles: options.RoleOption = None,
     positive: options.PositiveLabel = None,
     negative: options.NegativeLabel = None,
     limit: options.Limit = None,
@@ -106,7 +108,14 @@ def compare(
 
     effect_words = EffectWords.load(words)
     examples = options.load_data(
-        data, columns=columns, positive=positive, negative=negative, limit=limit, seed=seed
+        data,
+        kind=kind,
+        columns=columns,
+        roles=roles,
+        positive=positive,
+        negative=negative,
+        limit=limit,
+        seed=seed,
     )
     steer = method.build_method(
         paper=False,

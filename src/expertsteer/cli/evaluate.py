@@ -66,9 +66,11 @@ def evaluate(
         int,
         typer.Option(min=0, help="Plain texts for perplexity and divergence; 0 leaves them out."),
     ] = 100,
+    kind: options.Kind = options.KindName.auto,
     columns: options.ColumnOption = None,
     positive: options.PositiveLabel = None,
     negative: options.NegativeLabel = None,
+    roles: options.RoleOption = None,
     limit: options.Limit = None,
     chat_template: options.ChatTemplate = False,
     dtype: options.Dtype = options.DtypeName.auto,
@@ -84,7 +86,7 @@ def evaluate(
 ) -> None:
     """Evaluate a target on questions or generations, unsteered and steered, and the damage.
 
-    Example: expertsteer evaluate -t gemma-3-270m -d arc_easy.jsonl -p science.safetensors
+    Example: expertsteer evaluate -t gemma-3-270m -d arc_easy -p science.safetensors
     -s 0.05 -s 0.1 -o arc
 
     Multiple choice and yes/no questions are scored by log-likelihood as lm-eval does; questions
@@ -122,12 +124,14 @@ def evaluate(
     if wanted and pack is None:
         raise ParameterError("Got --strength without a pack, but expected one to steer with.")
     known = SteeringPack.load(pack) if pack else None
-    named = options.column_names(columns)
+    named, serving = options.column_names(columns), options.role_names(roles)
     plain = load_plain_text(text)[:n_plain] if n_plain else []
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)
     model = load_model(loading.source(target, target_revision))
     common: dict[str, Any] = {
+        "kind": kind.value,
         "columns": named,
+        "roles": serving,
         "batch_size": batch_size,
         "chat_template": chat_template,
         "limit": limit,

@@ -42,7 +42,9 @@ def fit(
     ] = None,
     text: options.TextFile = None,
     n_beginnings: options.NumberOfBeginnings = 1500,
+    kind: options.Kind = options.KindName.auto,
     columns: options.ColumnOption = None,
+    roles: options.RoleOption = None,
     positive: options.PositiveLabel = None,
     negative: options.NegativeLabel = None,
     limit: options.Limit = None,
@@ -85,7 +87,14 @@ def fit(
     from expertsteer.alignment import Alignment
 
     examples = options.load_data(
-        data, columns=columns, positive=positive, negative=negative, limit=limit, seed=seed
+        data,
+        kind=kind,
+        columns=columns,
+        roles=roles,
+        positive=positive,
+        negative=negative,
+        limit=limit,
+        seed=seed,
     )
     steer = method.build_method(
         paper=paper,

@@ -51,6 +51,19 @@ class DtypeName(str, Enum):
     float16 = "float16"
 
 
+class KindName(str, Enum):
+    """Kinds of rows, those of `expertsteer.data.KINDS`."""
+
+    auto = "auto"
+    multiple_choice = "multiple_choice"
+    prompt_answer = "prompt_answer"
+    pairs = "pairs"
+    labelled = "labelled"
+    statement = "statement"
+    open_answer = "open_answer"
+    true_false = "true_false"
+
+
 class Positions(str, Enum):
     """Tokens that are steered."""
 
@@ -92,9 +105,9 @@ ExpertRevision = Annotated[
 _LABELLED = typer.Option(
     "--data",
     "-d",
-    help="Labelled texts: a .jsonl, .json, .csv or .parquet file, or a hub data set. "
-    "Columns text and label; positive and negative; question, choices and answer; prompt, answer "
-    "and label; or prompt and matches.",
+    help="Labelled texts: a .jsonl, .json, .csv or .parquet file, a benchmark such as arc_easy, or "
+    "a hub data set. Columns text and label; positive and negative; question and answer, with or "
+    "without choices; prompt, answer and label; or prompt and matches.",
     rich_help_panel=_DATA,
 )
 DataFile = Annotated[str, _LABELLED]
@@ -124,6 +137,19 @@ ColumnOption = Annotated[
         "--column",
         help="FIELD=COLUMN where the file names its columns otherwise, such as label=emotion. "
         "Repeatable.",
+        rich_help_panel=_DATA,
+    ),
+]
+Kind = Annotated[
+    KindName,
+    typer.Option(help="What a row is; auto goes by the columns.", rich_help_panel=_DATA),
+]
+RoleOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--role",
+        help="ROLE=SPLIT where another split of the file serves as train, validation or test, such "
+        "as test=validation_matched. Repeatable.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -354,17 +380,33 @@ class Loading:
         return States.load(states) if states else self.source(str(name), revision)
 
 
+def named_values(option: str, values: list[str] | None, example: str) -> dict[str, str]:
+    """Return NAME=VALUE options as a mapping.
+
+    Raises
+    ------
+    ParameterError
+        On a value without "=" or a name that occurs twice.
+    """
+    named: dict[str, str] = {}
+    for value in values or []:
+        name, equals, meant = value.partition("=")
+        if not equals or not name or not meant:
+            raise ParameterError(f"Got {option} {value}, but expected {example}.")
+        if name in named:
+            raise ParameterError(f"Got {option} {name}=... twice, but expected it once.")
+        named[name] = meant
+    return named
+
+
 def column_names(columns: list[str] | None) -> dict[str, str]:
     """Return FIELD=COLUMN options as a mapping."""
-    named = {}
-    for column in columns or []:
-        field, equals, name = column.partition("=")
-        if not equals:
-            raise ParameterError(
-                f"Got --column {column}, but expected FIELD=COLUMN, such as label=emotion."
-            )
-        named[field] = name
-    return named
+    return named_values("--column", columns, "FIELD=COLUMN, such as label=emotion")
+
+
+def role_names(roles: list[str] | None) -> dict[str, str]:
+    """Return ROLE=SPLIT options as a mapping."""
+    return named_values("--role", roles, "ROLE=SPLIT, such as test=validation_matched")
 
 
 def refuse(other: str, **given: object) -> None:
@@ -386,7 +428,9 @@ def refuse(other: str, **given: object) -> None:
 def load_data(
     source: str,
     *,
+    kind: KindName,
     columns: list[str] | None,
+    roles: list[str] | None,
     positive: str | None,
     negative: str | None,
     limit: int | None,
@@ -397,7 +441,9 @@ def load_data(
 
     return load_examples(
         source,
+        kind=kind.value,
         columns=column_names(columns),
+        roles=role_names(roles),
         positive=positive,
         negative=negative,
         limit=limit,

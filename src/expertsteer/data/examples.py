@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from expertsteer.data.splits import SPLITS
 from expertsteer.errors import DataError
 
-__all__ = ["SPLITS", "LabelledExamples", "RenderedText", "render"]
-
-SPLITS = ("train", "validation", "test")
+__all__ = ["LabelledExamples", "RenderedText", "fingerprint_of", "render"]
 
 # Stands in for an answer to find its place in a template; of Unicode's private use area,
 # so neither a template's own marks nor, in practice, a text contains it.
@@ -41,6 +40,14 @@ class RenderedText(NamedTuple):
     answer_start: int
     has_special_tokens: bool
     content: str | None = None
+
+
+def fingerprint_of(rows: Iterable[Iterable[str]]) -> str:
+    """Return the SHA-256 of rows of texts, in order; 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(("\x1f".join(row) + "\x1e").encode())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -113,10 +120,7 @@ class LabelledExamples:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of prompts, answers and labels, in order; 16 hexadecimal digits."""
-        digest = hashlib.sha256()
-        for prompt, answer, label in zip(self.prompts, self.answers, self.labels, strict=True):
-            digest.update(f"{prompt}\x1f{answer}\x1f{label}\x1e".encode())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(zip(self.prompts, self.answers, map(str, self.labels), strict=True))
 
     def summary(self) -> dict[str, Any]:
         """Return what provenance records: a file's name without its folders, hash and size."""

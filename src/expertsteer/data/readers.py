@@ -1,32 +1,39 @@
-"""Read rows from JSON lines, CSV, Parquet or a Hugging Face data set."""
+"""Read rows from JSON lines, CSV, Parquet, a benchmark or a Hugging Face data set."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from expertsteer.data.benchmarks import BENCHMARKS, Benchmark, complete_splits
+from expertsteer.data.splits import Row
 from expertsteer.errors import DataError
 
-__all__ = ["Row", "read_rows", "read_text"]
+__all__ = ["read_rows", "read_text"]
 
-# Where a row stands, for messages, and its fields.
-Row = tuple[str, dict[str, Any]]
+# Names the folder of local copies of the benchmarks.
+_FOLDER_VARIABLE = "EXPERTSTEER_BENCHMARKS"
 
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
-def read_rows(source: str | Path) -> list[Row]:
-    """Read the rows of a file or a data set.
+def read_rows(source: str | Path, folder: str | Path | None = None) -> list[Row]:
+    """Read the rows of a file, a benchmark or a data set.
 
     Parameters
     ----------
     source : str or Path
-        A ``.jsonl``, ``.json`` (lines, or one array), ``.csv`` or ``.parquet`` file; or a
-        Hugging Face data set, "owner/name" or "owner/name:config", all of its splits.
+        A ``.jsonl``, ``.json`` (lines, or one array), ``.csv`` or ``.parquet`` file; the name
+        of one of the `BENCHMARKS`; or a Hugging Face data set, "owner/name" or
+        "owner/name:config", all of its splits.
+    folder : str or Path, optional
+        Where local copies of the benchmarks are: "<folder>/**/<name>.jsonl" is read in place
+        of the hub. Default: the environment variable ``EXPERTSTEER_BENCHMARKS``.
 
     Returns
     -------
@@ -36,12 +43,16 @@ def read_rows(source: str | Path) -> list[Row]:
     Raises
     ------
     DataError
-        If the source is missing, unreadable or empty, or a line is not what it should be.
+        If the source is missing, unknown, unreadable or empty, or a line is not what it
+        should be.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    # A benchmark's name first: an output folder is easily called the same.
+    if benchmark := BENCHMARKS.get(str(source)):
+        rows = _read_benchmark(benchmark, folder or os.environ.get(_FOLDER_VARIABLE))
+    elif path.is_dir():
         raise DataError(f"Got {path}, which is a folder, but expected a file.")
-    if path.suffix.lower() in _SUFFIXES or path.exists():
+    elif path.suffix.lower() in _SUFFIXES or path.exists():
         rows = list(_read_file(path))
     else:
         rows = list(_read_hub(str(source)))
@@ -144,6 +155,37 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         yield f"{path}, row {n}", row
 
 
+def _read_benchmark(benchmark: Benchmark, folder: str | Path | None) -> list[Row]:
+    if folder:
+        rows = list(_read_file(_local_copy(benchmark.name, Path(folder).expanduser())))
+    elif benchmark.hub is None:
+        raise DataError(
+            f"Got the benchmark {benchmark.name}, which has no known place on the hub. Give a "
+            f"file, or set {_FOLDER_VARIABLE} to a folder with {benchmark.name}.jsonl."
+        )
+    else:
+        hub, rows = benchmark.hub, []
+        for config in hub.configs or ("",):
+            for split, loaded in _load_hub(hub.repository, config, hub.file).items():
+                rows += hub.convert_rows(benchmark.name, config, split, loaded)
+        rows = complete_splits(rows)
+    return [
+        (place, row | {field: row.get(column) for field, column in benchmark.columns.items()})
+        for place, row in rows
+    ]
+
+
+def _local_copy(name: str, folder: Path) -> Path:
+    found = sorted(folder.rglob(f"{name}.jsonl"))
+    if len(found) != 1:
+        raise DataError(
+            f"Got {folder} as the folder of local benchmarks, with {len(found)} files "
+            f"{name}.jsonl, but expected one. Mend the folder, or unset {_FOLDER_VARIABLE} to "
+            "read the hub."
+        )
+    return found[0]
+
+
 def _read_hub(name: str) -> Iterator[Row]:
     repository, _, config = name.partition(":")
     # ".tsv" is a missing file's, not to be asked for on the hub; ".5" may be a version.
@@ -153,9 +195,16 @@ def _read_hub(name: str) -> Iterator[Row]:
         or Path(repository).suffix[1:].isalpha()
     ):
         raise DataError(
-            f"Got {name}, but there is no such file. Expected a .jsonl, .csv or .parquet file or a "
-            "hub data set (owner/name)."
+            f"Got {name}, but there is no such file. Expected a .jsonl, .csv or .parquet file, a "
+            f"hub data set (owner/name), or one of the benchmarks {', '.join(BENCHMARKS)}."
         )
+    for split, rows in _load_hub(repository, config).items():
+        for n, row in enumerate(rows, start=1):
+            yield f"{name}, {split} row {n}", {"split": str(split)} | dict(row)
+
+
+def _load_hub(repository: str, config: str, file: str = "") -> Any:
+    name = f"{repository}:{config}" if config else repository
     try:
         import datasets
     except ImportError as error:
@@ -164,10 +213,7 @@ def _read_hub(name: str) -> Iterator[Row]:
             'pip install "expertsteer[data]"'
         ) from error
     try:
-        splits = datasets.load_dataset(repository, config or None)
+        return datasets.load_dataset(repository, config or None, data_files=file or None)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"Cannot load the data set {name!r}: {reason}") from error
-    for split, rows in splits.items():
-        for n, row in enumerate(rows, start=1):
-            yield f"{name}, {split} row {n}", {"split": str(split)} | dict(row)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import random
@@ -16,6 +15,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from expertsteer.data import load_prompts
+from expertsteer.data.examples import fingerprint_of
 from expertsteer.errors import ModelError, ParameterError
 from expertsteer.evaluation.judges import Judge, load_judge
 from expertsteer.evaluation.scoring import Request, continuation_log_likelihoods
@@ -130,10 +130,9 @@ class GenerationTask:
 
     def summary(self) -> dict[str, Any]:
         """Return what decides the rows, as plain JSON types."""
-        text = "".join(f"{q.name}\x1f{q.text}\x1e" for q in self.questions)
         return {
             "kind": "generations",
-            "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16],
+            "fingerprint": fingerprint_of((q.name, q.text) for q in self.questions),
             "judges": [judge.summary() for judge in self.judges],
             "fluency": self.fluency.description.to_dict() if self.fluency else None,
             "max_new_tokens": self.max_new_tokens,
@@ -284,6 +283,7 @@ def load_generations(
     *,
     judges: Sequence[str | Judge] = (),
     columns: Mapping[str, str] | None = None,
+    roles: Mapping[str, str] | None = None,
     positive: str | None = None,
     negative: str | None = None,
     kind: str = "auto",
@@ -305,7 +305,7 @@ def load_generations(
         The target; supplies the chat template.
     judges : sequence of str or Judge
         Names and files as in `load_judge`.
-    columns, positive, negative, kind, encoder
+    columns, roles, positive, negative, kind, encoder
         Of judges that are trained on a file, see `load_judge`.
     fluency : str, ModelSource or LanguageModel, optional
         See `GenerationTask`.
@@ -352,6 +352,7 @@ def load_generations(
     )
     options: dict[str, Any] = {
         "columns": columns,
+        "roles": roles,
         "positive": positive,
         "negative": negative,
         "kind": kind,

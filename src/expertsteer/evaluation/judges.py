@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 
 from expertsteer.data import LabelledExamples, load_examples, shipped_file
+from expertsteer.data.benchmarks import BENCHMARKS
 from expertsteer.data.readers import read_rows
 from expertsteer.errors import DataError, ModelError, ParameterError
 from expertsteer.models import SentenceEncoder, load_sentence_encoder
@@ -181,9 +182,10 @@ class ClassifierJudge:
         """Raise if the judge was trained on what a pack was made from.
 
         The fingerprint of every data set in the pack's provenance is compared with the
-        judge's. Where a file of the recorded name is found (as named, beside the judge's
-        file, or among those that come with this package), its texts are compared as well;
-        where there is none, a warning says so.
+        judge's, and the name of those that are no files. Where a file of the recorded
+        name is found (as named, beside the judge's file, or among those that come with
+        this package), its texts are compared as well; where there is none, a warning says
+        so.
 
         Parameters
         ----------
@@ -199,12 +201,13 @@ class ClassifierJudge:
         fingerprints = {self.examples.fingerprint, self.examples.for_fitting().fingerprint}
         for data in _recorded(pack.provenance):
             origin = str(data.get("source"))
-            if data.get("fingerprint") in fingerprints:
+            found = _located(origin, self.examples.source)
+            same_name = not found and origin == self.examples.summary()["source"]
+            if data.get("fingerprint") in fingerprints or same_name:
                 raise DataError(
                     f"Got a judge trained on {self.examples.source}, but the pack was made from "
-                    "the same texts. Train the judge on others."
+                    "the same data. Train the judge on others."
                 )
-            found = _located(origin, self.examples.source)
             if not found:
                 warnings.warn(
                     f"The pack was made from {origin}, which is not here: its texts could not be "
@@ -225,6 +228,7 @@ def load_judge(
     name: str,
     *,
     columns: Mapping[str, str] | None = None,
+    roles: Mapping[str, str] | None = None,
     positive: str | None = None,
     negative: str | None = None,
     kind: str = "auto",
@@ -236,8 +240,9 @@ def load_judge(
     Parameters
     ----------
     name : str
-        "vader", or a file or hub data set of labelled texts, see `load_examples`.
-    columns, positive, negative, kind
+        "vader", or labelled texts: a file, a benchmark or a hub data set, see
+        `load_examples`.
+    columns, roles, positive, negative, kind
         As in `load_examples`.
     encoder : str or Path, optional
         See `load_sentence_encoder`; default: all-minilm-l6-v2.
@@ -259,13 +264,19 @@ def load_judge(
     """
     if name == VaderJudge.name:
         return VaderJudge()
-    if "/" not in name and not Path(name).exists():
+    if "/" not in name and name not in BENCHMARKS and not Path(name).exists():
         raise ParameterError(
-            f"Got the judge {name!r}, but expected {VaderJudge.name}, or a file or hub data set "
-            "(owner/name) of labelled texts."
+            f"Got the judge {name!r}, but expected {VaderJudge.name}, or labelled texts: a file, a "
+            "benchmark or a hub data set (owner/name)."
         )
     examples = load_examples(
-        name, kind=kind, columns=columns, positive=positive, negative=negative, seed=seed
+        name,
+        kind=kind,
+        columns=columns,
+        roles=roles,
+        positive=positive,
+        negative=negative,
+        seed=seed,
     )
     return ClassifierJudge.fit(examples, load_sentence_encoder(encoder or MINILM), seed=seed)
 

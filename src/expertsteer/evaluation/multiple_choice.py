@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import string
 from collections.abc import Callable, Sequence
@@ -12,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from expertsteer.data import LabelledExamples, render
+from expertsteer.data.examples import fingerprint_of
 from expertsteer.errors import DataError
+from expertsteer.evaluation.questions import draw_questions
 from expertsteer.evaluation.scoring import (
     Request,
     continuation_log_likelihoods,
@@ -100,12 +101,8 @@ def questions_of(
     groups: dict[str, list[int]] = {}
     for row, group in enumerate(chosen.groups):
         groups.setdefault(group, []).append(row)
-    names = list(groups)
-    if limit is not None and limit < len(names):
-        kept = random.Random(seed).sample(range(len(names)), limit)
-        names = [names[place] for place in sorted(kept)]
     questions = []
-    for name in names:
+    for name in draw_questions(list(groups), limit, random.Random(seed)):
         rows = groups[name]
         prompts = {texts[row].text[: texts[row].answer_start] for row in rows}
         right = [place for place, row in enumerate(rows) if chosen.labels[row] > 0]
@@ -141,16 +138,18 @@ class ChoiceTask:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Fields of a row that are averaged."""
-        return ("acc", "acc_norm", *(("acc_letter",) if self.letters else ()), "probability")
+        return (
+            *("acc", "acc_norm"),
+            *(("acc_letter",) if self.letters else ()),
+            *("probability", "log_odds"),
+        )
 
     def summary(self) -> dict[str, Any]:
         """Return what decides the rows, as plain JSON types."""
-        text = "".join(
-            "\x1f".join((q.prompt, *q.answers, str(q.right))) + "\x1e" for q in self.questions
-        )
+        rows = ((q.prompt, *q.answers, str(q.right)) for q in self.questions)
         return {
             "kind": "multiple choice",
-            "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16],
+            "fingerprint": fingerprint_of(rows),
             "letters": self.letters,
         } | self.source
 
@@ -193,7 +192,8 @@ def score_questions(
         ``log_likelihoods`` (nats) and ``characters`` of the answers, then 0 or 1 for
         ``acc`` (highest log-likelihood), ``acc_norm`` (highest a
         character of the answer, as lm-eval's acc_norm) and, with ``letters``,
-        ``acc_letter``; ``probability`` of the right answer among the answers.
+        ``acc_letter``; ``probability`` of the right answer among the answers, and
+        ``log_odds`` of it against all others, in nats.
 
     Notes
     -----
@@ -259,6 +259,9 @@ def _row(
         "acc": int(values.argmax() == question.right),
         "acc_norm": int((values / characters).argmax() == question.right),
         "probability": float(shares[question.right] / shares.sum()),
+        "log_odds": float(
+            values[question.right] - np.logaddexp.reduce(np.delete(values, question.right))
+        ),
     }
     if letters is not None:
         row["letter_log_likelihoods"] = letters

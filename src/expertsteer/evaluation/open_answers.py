@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from expertsteer.data.formats import rename_columns, split_of
-from expertsteer.data.readers import read_rows
+from expertsteer.data.answers import ANSWER_SIGN, question_prompt, same_answer
+from expertsteer.data.examples import fingerprint_of
+from expertsteer.data.formats import group_of, load_rows
+from expertsteer.data.splits import Row, draw_splits_by_group
 from expertsteer.errors import DataError, ParameterError
+from expertsteer.evaluation.questions import draw_questions
 from expertsteer.evaluation.scoring import warn_of_cut_prompts
 from expertsteer.generation import continue_prompts
 from expertsteer.models import LanguageModel
@@ -27,10 +29,9 @@ __all__ = [
     "answer_questions",
     "extract_answer",
     "load_open_questions",
-    "same_answer",
+    "open_questions_of",
 ]
 
-_SIGN = "The answer is"
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\.\d+")
 # What a base model writes when it goes on to a question of its own.
 _NEXT_QUESTION = "\nQuestion:"
@@ -62,6 +63,8 @@ def load_open_questions(
     *,
     split: str = "test",
     columns: Mapping[str, str] | None = None,
+    roles: Mapping[str, str] | None = None,
+    folder: str | Path | None = None,
     n_shots: int = 0,
     limit: int | None = None,
     seed: int = 0,
@@ -71,17 +74,17 @@ def load_open_questions(
     Parameters
     ----------
     source : str or Path
-        As in `load_examples`. Columns: ``question``, ``answer``, ``split``; ``rationale``
-        (the way to the answer) and ``id`` are optional.
+        As in `load_examples`. Columns: ``question``, ``answer``; ``rationale`` (the way to
+        the answer), ``id``, ``split`` and ``group`` are optional.
     split : {"test", "validation", "train"}, default="test"
-    columns : mapping of str to str, optional
-        From a field above to the file's column.
+    columns, roles, folder
+        As in `load_examples`.
     n_shots : int, default=0
         Solved questions of the train split before every question, drawn at random.
     limit : int, optional
         Most questions, drawn at random.
     seed : int, default=0
-        Of both draws.
+        Of the draws, and of the split as in `load_examples` where the file has none.
 
     Returns
     -------
@@ -92,17 +95,41 @@ def load_open_questions(
     DataError
         On missing columns, an empty split or too few solved questions.
     """
-    by_split: dict[str, list[tuple[str, str, str, str]]] = {}
-    for number, (place, row) in enumerate(rename_columns(read_rows(source), columns or {})):
-        found = [row.get(name) for name in ("question", "answer", "rationale")]
-        question, answer, rationale = ("" if v is None else str(v).strip() for v in found)
+    rows = load_rows(source, columns=columns, roles=roles, folder=folder)
+    return open_questions_of(
+        rows, str(source), split=split, n_shots=n_shots, limit=limit, seed=seed
+    )
+
+
+def open_questions_of(
+    rows: list[Row],
+    source: str,
+    *,
+    split: str = "test",
+    n_shots: int = 0,
+    limit: int | None = None,
+    seed: int = 0,
+) -> list[OpenQuestion]:
+    """Return the questions of a split of rows from `load_rows`.
+
+    See `load_open_questions`.
+    """
+    found: list[tuple[str, str, str, str]] = []
+    for number, (place, row) in enumerate(rows):
+        values = [row.get(name) for name in ("question", "answer", "rationale")]
+        question, answer, rationale = ("" if v is None else str(v).strip() for v in values)
         if not question or not answer:
             raise DataError(f"{place}: got no question or no answer, but expected both.")
-        name = str(row.get("id") or f"row {number}")
-        solved_question = (name, question, answer, rationale)
-        by_split.setdefault(split_of(row, place) or "test", []).append(solved_question)
-    rows, solved = by_split.get(split, []), by_split.get("train", [])
-    if not rows:
+        found.append((str(row.get("id") or f"row {number}"), question, answer, rationale))
+    splits = [row.get("split") or "" for _, row in rows]
+    if not any(splits):
+        groups = [group_of(row, number) for number, (_, row) in enumerate(rows)]
+        splits = draw_splits_by_group(groups, np.ones(len(rows), dtype=np.int8), seed=seed)
+    by_split: dict[str, list[tuple[str, str, str, str]]] = {}
+    for each, name in zip(found, splits, strict=True):
+        by_split.setdefault(name, []).append(each)
+    asked, solved = by_split.get(split, []), by_split.get("train", [])
+    if not asked:
         raise DataError(
             f"Got no rows in the split {split!r} of {source}, which holds "
             f"{', '.join(sorted(by_split))}. Name one of those."
@@ -117,15 +144,15 @@ def load_open_questions(
             f"least n_shots={n_shots}."
         )
     rng = random.Random(seed)
-    if limit is not None and limit < len(rows):
-        rows = [rows[place] for place in sorted(rng.sample(range(len(rows)), limit))]
+    asked = draw_questions(asked, limit, rng)
     shots = "".join(
-        f"Question: {question}\nAnswer: {f'{rationale} ' if rationale else ''}{_SIGN} {answer}.\n\n"
+        f"{question_prompt(question)} {f'{rationale} ' if rationale else ''}"
+        f"{ANSWER_SIGN} {answer}.\n\n"
         for _, question, answer, rationale in rng.sample(solved, n_shots)
     )
     return [
-        OpenQuestion(name, f"{shots}Question: {question}\nAnswer:", answer)
-        for name, question, answer, _ in rows
+        OpenQuestion(name, f"{shots}{question_prompt(question)}", answer)
+        for name, question, answer, _ in asked
     ]
 
 
@@ -150,10 +177,9 @@ class OpenTask:
 
     def summary(self) -> dict[str, Any]:
         """Return what decides the rows, as plain JSON types."""
-        text = "".join(f"{q.prompt}\x1f{q.answer}\x1e" for q in self.questions)
         return {
             "kind": "open answers",
-            "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16],
+            "fingerprint": fingerprint_of((q.prompt, q.answer) for q in self.questions),
             "max_new_tokens": self.max_new_tokens,
         } | self.source
 
@@ -281,7 +307,7 @@ def extract_answer(generated: str) -> str:
     What follows the last "The answer is", "####" or stands in the last box of LaTeX;
     otherwise the last number; otherwise the first line.
     """
-    for sign in (r"\boxed{", _SIGN, _SIGN.lower(), "####"):
+    for sign in (r"\boxed{", ANSWER_SIGN, ANSWER_SIGN.lower(), "####"):
         _, found, after = generated.rpartition(sign)
         if not found:
             continue
@@ -299,34 +325,3 @@ def _to_closing_brace(text: str) -> str:
         if depth == 0:
             return text[:place]
     return text
-
-
-def same_answer(found: str, right: str) -> bool:
-    """Return whether two answers are the same number, or the same text but for its form.
-
-    Numbers may differ in thousands separators, a currency or percent sign, trailing
-    zeros, or be a fraction; texts in case, spaces and LaTeX's dollar signs.
-    """
-    numbers = [_number(text) for text in (found, right)]
-    if numbers[1] is not None:
-        return numbers[0] is not None and abs(numbers[0] - numbers[1]) <= 1e-6 * max(
-            1.0, abs(numbers[1])
-        )
-    return _normal(found) == _normal(right)
-
-
-def _number(text: str) -> float | None:
-    plain = text.strip().strip("$€£%. ").replace(",", "").removesuffix("\\%")
-    match = re.fullmatch(r"(-?)\\d?frac\{(-?\d+)\}\{(\d+)\}", plain)
-    if match:
-        plain = f"{match[1]}{match[2]}/{match[3]}"
-    top, slash, bottom = plain.partition("/")
-    try:
-        return float(top) / float(bottom) if slash else float(plain)
-    except (ValueError, ZeroDivisionError):
-        return None
-
-
-def _normal(text: str) -> str:
-    plain = unicodedata.normalize("NFKC", text).casefold().strip(" $.\n")
-    return "".join(plain.split())

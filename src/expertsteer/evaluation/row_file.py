@@ -10,7 +10,31 @@ from typing import Any
 from expertsteer.errors import DataError
 from expertsteer.models.cache import require_disk
 
-__all__ = ["RowFile"]
+__all__ = ["RowFile", "read_json_lines"]
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of JSON lines; a last line cut short by a kill is left out.
+
+    Raises
+    ------
+    DataError
+        If another line than the last is not JSON, or there is no such file.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+    rows = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(
+                f"Got {path} with a damaged line {number}, but expected JSON. Remove that "
+                "line; its item is computed again."
+            ) from error
+    return rows
 
 
 class RowFile:
@@ -34,19 +58,8 @@ class RowFile:
 
     def __init__(self, path: Path) -> None:
         require_disk(path.parent, 0, "rows")
-        self.rows: list[dict[str, Any]] = []
-        whole = 0
-        if path.exists():
-            data = path.read_bytes()
-            whole = data.rfind(b"\n") + 1
-            for number, line in enumerate(data[:whole].splitlines(), 1):
-                try:
-                    self.rows.append(json.loads(line))
-                except ValueError as error:
-                    raise DataError(
-                        f"Got {path} with a damaged line {number}, but expected JSON. Remove that "
-                        "line; its item is computed again."
-                    ) from error
+        self.rows: list[dict[str, Any]] = read_json_lines(path) if path.exists() else []
+        whole = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
         self._file = path.open("ab")
         self._file.truncate(whole)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 from expertsteer.data import RenderedText
 from expertsteer.errors import DataError
 from expertsteer.models import LanguageModel
+from expertsteer.models.batches import padded, position_ids
 
 __all__ = [
     "ContinuationScore",
@@ -24,7 +24,6 @@ __all__ = [
     "encode_request",
     "mean_log_likelihoods",
     "next_token_log_probabilities",
-    "padded",
     "token_divergences",
     "token_log_likelihoods",
     "warn_of_cut_prompts",
@@ -362,7 +361,7 @@ def _score_from_cache(
     last = torch.full((len(requests),), contexts.shape[1] - 1)
     with _head_sees(model, torch.arange(len(requests)), last):
         read = model.model(
-            **_inputs(contexts, mask), **_positions(model, mask), use_cache=bool(longer)
+            **_inputs(contexts, mask), **position_ids(model, mask), use_cache=bool(longer)
         )
     first = torch.tensor([tokens[0] for tokens in continuations])
     values, greedy = _gather(read.logits[0], first, torch.tensor(owners))
@@ -374,7 +373,7 @@ def _score_from_cache(
         cache.reorder_cache(chosen)
         batch, new = padded(model, [continuations[row][:-1] for row in longer], "right")
         whole = torch.cat([mask[chosen], new], dim=1)
-        positions = _positions(model, whole, batch.shape[1])
+        positions = position_ids(model, whole, batch.shape[1])
         where = new.nonzero(as_tuple=True)
         with _head_sees(model, *where):
             logits = model.model(
@@ -446,32 +445,8 @@ def _batches(
         yield batch
 
 
-def padded(
-    model: LanguageModel, ids: Sequence[Sequence[int]], side: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return padded ids and their mask, both (batch, tokens), on the model's device."""
-    longest = max(len(row) for row in ids)
-    batch = torch.full((len(ids), longest), model.pad_token_id)
-    mask = torch.zeros_like(batch)
-    for place, row in enumerate(ids):
-        real = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
-        batch[place, real] = torch.tensor(row)
-        mask[place, real] = 1
-    return batch.to(model.device), mask.to(model.device)
-
-
 def _inputs(batch: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
     # Without a mask the fastest attention kernels serve.
     return (
         {"input_ids": batch} if bool(mask.all()) else {"input_ids": batch, "attention_mask": mask}
     )
-
-
-def _positions(
-    model: LanguageModel, mask: torch.Tensor, newest: int | None = None
-) -> dict[str, torch.Tensor]:
-    """Return the position ids of the newest tokens where the model takes any."""
-    if "position_ids" not in inspect.signature(model.model.forward).parameters:
-        return {}
-    positions = (mask.cumsum(-1) - 1).clamp_min(0)
-    return {"position_ids": positions if newest is None else positions[:, -newest:]}

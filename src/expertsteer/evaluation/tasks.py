@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from expertsteer.data import load_examples
-from expertsteer.data.formats import rename_columns
-from expertsteer.data.readers import read_rows
+from expertsteer.data import BENCHMARKS
+from expertsteer.data.formats import examples_of, load_rows
+from expertsteer.data.kinds import kind_of
 from expertsteer.evaluation.multiple_choice import ChoiceTask, questions_of
-from expertsteer.evaluation.open_answers import OpenTask, load_open_questions
+from expertsteer.evaluation.open_answers import OpenTask, open_questions_of
 from expertsteer.models import LanguageModel
 
 __all__ = ["load_task"]
@@ -20,8 +20,11 @@ def load_task(
     source: str | Path,
     model: LanguageModel,
     *,
+    kind: str = "auto",
     split: str = "test",
     columns: Mapping[str, str] | None = None,
+    roles: Mapping[str, str] | None = None,
+    folder: str | Path | None = None,
     letters: bool = False,
     n_shots: int = 0,
     max_new_tokens: int = 256,
@@ -30,17 +33,20 @@ def load_task(
     limit: int | None = None,
     seed: int = 0,
 ) -> ChoiceTask | OpenTask:
-    """Load questions; rows with a question and an answer but no choices are open ones.
+    """Load questions to choose an answer to, or to answer in words.
 
     Parameters
     ----------
     source : str or Path
-        A file or hub data set, see `load_examples` and `load_open_questions`.
+        A file, benchmark or hub data set, see `load_examples` and `load_open_questions`.
     model : LanguageModel
         Supplies the chat template.
+    kind : str, default="auto"
+        As in `load_examples`; rows of the kind "open_answer" are answered in words. "auto"
+        goes by the columns, or by the benchmark where the source is one.
     split : {"test", "validation", "train"}, default="test"
-    columns : mapping of str to str, optional
-        From a field to the file's column.
+    columns, roles, folder
+        As in `load_examples`.
     letters : bool, default=False
         See `ChoiceTask`.
     n_shots, max_new_tokens, batch_size : int
@@ -63,10 +69,13 @@ def load_task(
     origin = Path(source).name if Path(source).exists() else str(source)
     asked = {"split": split, "limit": limit, "seed": seed, "chat_template": chat_template}
     about = {"source": origin} | asked
-    _, first = rename_columns(read_rows(source), columns or {})[0]
-    if "question" in first and "choices" not in first:
-        opened = load_open_questions(
-            source, split=split, columns=columns, n_shots=n_shots, limit=limit, seed=seed
+    rows = load_rows(source, columns=columns, roles=roles, folder=folder)
+    if kind == "auto" and str(source) in BENCHMARKS:
+        kind = BENCHMARKS[str(source)].kind
+    kind = kind_of(rows, kind, str(source))
+    if kind == "open_answer":
+        opened = open_questions_of(
+            rows, str(source), split=split, n_shots=n_shots, limit=limit, seed=seed
         )
         if chat_template:
             opened = [
@@ -78,7 +87,7 @@ def load_task(
                 for question in opened
             ]
         return OpenTask(tuple(opened), max_new_tokens, batch_size, about | {"n_shots": n_shots})
-    examples = load_examples(source, columns=columns, seed=seed)
+    examples = examples_of(rows, kind, str(source), seed=seed)
     questions = questions_of(
         examples, model, split=split, chat_template=chat_template, limit=limit, seed=seed
     )

@@ -6,9 +6,8 @@ import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -16,8 +15,9 @@ from tqdm.auto import tqdm
 
 from expertsteer.data import RenderedText
 from expertsteer.errors import DataError, ExpertSteerError
-from expertsteer.models import LanguageModel, block_output, check_layers
+from expertsteer.models import LanguageModel, check_layers
 from expertsteer.states.positions import TokenSpan, locate_tokens
+from expertsteer.states.reading import BlockReader, prompt_groups
 from expertsteer.states.saved import ShardedRows
 from expertsteer.states.states import States, StatesDescription
 
@@ -39,7 +39,7 @@ def collect_states(
     One forward pass over the texts serves all layers. It stops behind the last wanted
     block, so neither later blocks nor the output head are computed, and only the
     wanted positions leave it. Texts of similar length share a batch; a text that
-    occurs twice is computed once.
+    occurs twice is computed once, and so is a prompt that several answers share.
 
     Parameters
     ----------
@@ -115,9 +115,10 @@ def collect_states(
         delay=1,
         disable=not progress,
     )
-    with bar, saved or contextlib.nullcontext(), _BlockReader(model, chosen) as reader:
-        for batch in _batches(todo, batch_tokens):
-            states = reader.read(batch).to("cpu", dtype)
+    groups = prompt_groups(model, rendered, spans, set(todo))
+    with bar, saved or contextlib.nullcontext(), BlockReader(model, chosen) as reader:
+        for states, batch in reader.read(todo, groups, batch_tokens) if todo else ():
+            states = states.to("cpu", dtype)
             # Before they are saved: a later run would take them for good ones.
             _require_finite(states, chosen, model.name)
             for span, state in zip(batch, states, strict=True):
@@ -168,73 +169,3 @@ def _require_finite(states: torch.Tensor, layers: tuple[int, ...], name: str) ->
             f"{f' and {len(bad) - 1} more' if len(bad) > 1 else ''}, but expected finite ones. "
             "Load the model in float32 or bfloat16."
         )
-
-
-def _batches(spans: Sequence[TokenSpan], batch_tokens: int) -> Iterator[list[TokenSpan]]:
-    """Group texts of similar length, longest first so that memory peaks at once."""
-    batch: list[TokenSpan] = []
-    for span in sorted(spans, key=lambda s: len(s.ids), reverse=True):
-        if batch and (len(batch) + 1) * len(batch[0].ids) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(span)
-    if batch:
-        yield batch
-
-
-class _Finished(Exception):  # noqa: N818 - not an error: it ends the pass early
-    """The last wanted block has been read."""
-
-
-class _BlockReader:
-    """Hooks that keep the wanted positions of the wanted blocks."""
-
-    def __init__(self, model: LanguageModel, layers: tuple[int, ...]) -> None:
-        self.model = model
-        self.layers = layers
-        self.weights: torch.Tensor | None = None
-        self.kept: list[torch.Tensor] = []
-        self.handles: list[Any] = []
-
-    def __enter__(self) -> _BlockReader:
-        for layer in self.layers:
-            hook = self.model.blocks[layer].register_forward_hook(self._keep)
-            self.handles.append(hook)
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def _keep(self, _block: torch.nn.Module, _inputs: object, output: object) -> None:
-        hidden = block_output(output)
-        assert self.weights is not None
-        if self.weights.dtype == torch.long:
-            rows = torch.arange(hidden.shape[0], device=hidden.device)
-            self.kept.append(hidden[rows, self.weights.to(hidden.device)])
-        else:
-            weights = self.weights.to(hidden.device)
-            self.kept.append(torch.einsum("bt,btd->bd", weights, hidden.float()))
-        if len(self.kept) == len(self.layers):
-            raise _Finished
-
-    @torch.inference_mode()
-    def read(self, batch: Sequence[TokenSpan]) -> torch.Tensor:
-        """Return the states of a batch, (batch, layers, width)."""
-        longest = max(len(span.ids) for span in batch)
-        # Right padding whatever the tokenizer's habit: a causal model's real tokens
-        # never see what follows them, so no mask is needed and the fastest attention
-        # kernel serves.
-        ids = torch.full((len(batch), longest), self.model.pad_token_id)
-        for row, span in enumerate(batch):
-            ids[row, : len(span.ids)] = torch.tensor(span.ids)
-        if all(span.end - span.start == 1 for span in batch):
-            self.weights = torch.tensor([span.start for span in batch])
-        else:
-            self.weights = torch.zeros(len(batch), longest)
-            for row, span in enumerate(batch):
-                self.weights[row, span.start : span.end] = 1 / (span.end - span.start)
-        self.kept = []
-        with contextlib.suppress(_Finished):
-            self.model.model(input_ids=ids.to(self.model.device), use_cache=False)
-        return torch.stack([state.to("cpu") for state in self.kept], dim=1)

@@ -1,0 +1,186 @@
+"""Pictures of a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from expertsteer.plots import save_figure
+from expertsteer.study.report import Frame
+from expertsteer.study.settings import StudySettings
+
+__all__ = ["draw_figures"]
+
+
+def draw_figures(study: StudySettings, frame: Frame, averages: Frame, folder: Path) -> list[Path]:
+    """Draw a study's pictures.
+
+    Parameters
+    ----------
+    study : StudySettings
+    frame : DataFrame
+        See `cell_frame`.
+    averages : DataFrame
+        See `average_frame`.
+    folder : Path
+
+    Returns
+    -------
+    list of Path
+        ``averages.png`` (change and effect by method), ``cells.png`` (every cell), and for
+        a study with a sweep ``sweep.png``; with several targets and experts
+        ``transfer.png``.
+    """
+    written = [
+        save_figure(_averages(study, averages), folder / "averages.png"),
+        save_figure(_cells(study, frame), folder / "cells.png"),
+    ]
+    if study.sweep:
+        written.append(save_figure(_sweep(study, averages), folder / "sweep.png"))
+    if averages["expert"].nunique() > 1 and averages["target"].nunique() > 1:
+        written.append(save_figure(_transfer(frame), folder / "transfer.png"))
+    return written
+
+
+def _labels(frame: Frame) -> list[str]:
+    return [
+        f"{method} ({expert})" if isinstance(expert, str) else str(method)
+        for method, expert in zip(frame["method"], frame["expert"], strict=True)
+    ]
+
+
+def _averages(study: StudySettings, averages: Frame) -> Figure:
+    """Draw, by target, every method's average change, effect and damage."""
+    targets = list(dict.fromkeys(averages["target"]))
+    most = max(int((averages["target"] == target).sum()) for target in targets)
+    figure = Figure(figsize=(12, 1.2 + len(targets) * (0.9 + 0.27 * most)), layout="constrained")
+    grid = np.atleast_2d(figure.subplots(len(targets), 3, squeeze=False))
+    for row, target in zip(grid, targets, strict=True):
+        own = averages[averages["target"] == target].iloc[::-1]
+        labels = _labels(own)
+        _forest(row[0], own, "change", labels, "change of right answers, points")
+        _forest(row[1], own, "effect", [], "effect, nats")
+        row[2].scatter(own["damage"], range(len(own)), color="tab:red", s=18)
+        row[2].axvline(1, color="grey", linewidth=0.8)
+        row[2].axvline(study.budget, color="tab:red", linewidth=0.8, linestyle=":")
+        row[2].set_yticks(range(len(own)), [""] * len(own))
+        row[2].set_xlabel(f"{study.damage}, times unsteered (dotted: budget)")
+        row[0].set_title(target, loc="left", fontsize=10)
+    return figure
+
+
+def _forest(axes: Axes, rows: Frame, name: str, labels: list[str], title: str) -> None:
+    places = np.arange(len(rows))
+    means = rows[name].to_numpy(dtype=float)
+    low, high = (rows[f"{name}_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
+    axes.errorbar(means, places, xerr=[means - low, high - means], fmt="o", markersize=4, capsize=2)
+    axes.axvline(0, color="grey", linewidth=0.8)
+    axes.set_yticks(places, labels or [""] * len(places), fontsize=8)
+    axes.set_ylim(-0.7, len(places) - 0.3)
+    axes.set_xlabel(title)
+    axes.grid(axis="x", alpha=0.3)
+
+
+def _cells(study: StudySettings, frame: Frame) -> Figure:
+    """Draw the effect of every cell, a panel a target."""
+    steered = frame[frame["method"] != "none"].copy()
+    steered["label"] = _labels(steered)
+    targets = list(dict.fromkeys(steered["target"]))
+    names = [b.name for b in study.benchmarks if b.name in set(steered["benchmark"])]
+    n_rows = max(steered[steered["target"] == t]["label"].nunique() for t in targets)
+    figure = Figure(
+        figsize=(4 + 0.55 * len(names), 2.4 + len(targets) * (0.5 + 0.28 * n_rows)),
+        layout="constrained",
+    )
+    panels = figure.subplots(len(targets), 1, squeeze=False)[:, 0]
+    bound = float(np.nanquantile(np.abs(steered["effect"]), 0.95)) or 1.0
+    image: Any = None
+    for axes, target in zip(panels, targets, strict=True):
+        own = steered[steered["target"] == target]
+        table = own.pivot_table(index="label", columns="benchmark", values="effect", sort=False)
+        table = table.reindex(columns=names)
+        clear = own.assign(clear=(own["effect_low"] > 0) | (own["effect_high"] < 0)).pivot_table(
+            index="label", columns="benchmark", values="clear", sort=False
+        )
+        clear = clear.reindex(index=table.index, columns=names)
+        image = axes.imshow(table, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto")
+        for (y, x), value in np.ndenumerate(table.to_numpy()):
+            if not np.isnan(value):
+                bold = "bold" if clear.iloc[y, x] == 1 else "normal"
+                axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6, weight=bold)
+        axes.set_yticks(range(len(table)), list(table.index), fontsize=7)
+        last = axes is panels[-1]
+        axes.set_xticks(
+            range(len(names)), names if last else [], rotation=60, ha="right", fontsize=7
+        )
+        axes.set_title(target, loc="left", fontsize=10)
+    figure.colorbar(image, ax=list(panels), label="effect, nats (bold: interval excludes 0)")
+    return figure
+
+
+def _sweep(study: StudySettings, averages: Frame) -> Figure:
+    """Draw the average effect over the values of one setting, a line a method."""
+    assert study.sweep is not None
+    values = {arm.name: getattr(arm, study.sweep) for arm in study.methods}
+    kinds = {arm.name: arm.method for arm in study.methods}
+    targets = list(dict.fromkeys(averages["target"]))
+    figure = Figure(figsize=(1 + 5 * len(targets), 4), layout="constrained")
+    panels = figure.subplots(1, len(targets), squeeze=False, sharey=True)[0]
+    for axes, target in zip(panels, targets, strict=True):
+        own = averages[averages["target"] == target]
+        for (kind, expert), line in own.groupby(
+            [own["method"].map(kinds), "expert"], dropna=False, sort=False
+        ):
+            line = line.assign(value=line["method"].map(values)).dropna(subset=["value"])
+            line = line.sort_values("value")
+            label = f"{kind} ({expert})" if isinstance(expert, str) else str(kind)
+            axes.plot(line["value"], line["effect"], marker="o", markersize=4, label=label)
+            axes.fill_between(line["value"], line["effect_low"], line["effect_high"], alpha=0.15)
+        axes.axhline(0, color="grey", linewidth=0.8)
+        axes.set_xlabel(study.sweep)
+        if study.sweep in ("n_train", "n_beginnings"):
+            axes.set_xscale("log")
+        axes.set_title(target, loc="left", fontsize=10)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("effect, nats")
+    panels[0].legend(fontsize=7)
+    return figure
+
+
+def _transfer(frame: Frame) -> Figure:
+    """Draw, for every expert and target, the effect as a share of the target's own vector's."""
+    methods = [
+        m
+        for m in dict.fromkeys(frame["method"])
+        if frame.loc[frame["method"] == m, "expert"].notna().any()
+    ]
+    experts = [e for e in dict.fromkeys(frame["expert"]) if isinstance(e, str)]
+    targets = list(dict.fromkeys(frame.loc[frame["expert"].notna(), "target"]))
+    own = frame[frame["method"] == "rfm"].groupby("target")["effect"].mean()
+    figure = Figure(
+        figsize=(1.5 + (1.2 + 0.9 * len(targets)) * len(methods), 1.8 + 0.5 * len(experts)),
+        layout="constrained",
+    )
+    panels = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
+    image: Any = None
+    for axes, method in zip(panels, methods, strict=True):
+        table = (
+            frame[frame["method"] == method]
+            .pivot_table(index="expert", columns="target", values="effect")
+            .reindex(index=experts, columns=targets)
+        )
+        shares = table.to_numpy(dtype=float) / own.reindex(targets).to_numpy(dtype=float)
+        image = axes.imshow(shares, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+        for (y, x), value in np.ndenumerate(shares):
+            if not np.isnan(value):
+                axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8)
+        axes.set_xticks(range(len(targets)), targets, rotation=40, ha="right", fontsize=7)
+        axes.set_yticks(range(len(experts)), experts, fontsize=7)
+        axes.set_title(method, fontsize=9)
+    panels[0].set_ylabel("expert")
+    figure.colorbar(image, ax=list(panels), label="effect over that of the target's own RFM")
+    return figure

@@ -1,0 +1,365 @@
+"""One cell of a study: an arm fitted, set to the damage budget, and measured on the test split."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from expertsteer.alignment import Alignment, Ridge
+from expertsteer.calibration import item_values, strength_at_budget
+from expertsteer.data import load_plain_text, sentence_beginnings
+from expertsteer.evaluation.intervals import mean_interval
+from expertsteer.methods import Material, method_vectors
+from expertsteer.models import LanguageModel
+from expertsteer.pack import SteeringPack
+from expertsteer.pairing import mutual_information_table, select_pairs
+from expertsteer.states import States
+from expertsteer.study.drawing import first_questions, with_label_noise
+from expertsteer.study.settings import ArmSettings, ModelSettings, StudySettings
+from expertsteer.study.subjects import Benchmark, Subject, collect_corpus, instructed
+
+__all__ = ["PlainText", "TargetBench", "measure_unsteered"]
+
+Pairs = tuple[tuple[int, int], ...]
+_MAX_STRENGTH = 2.0
+
+
+@dataclass(frozen=True)
+class PlainText:
+    """The study's plain text.
+
+    Attributes
+    ----------
+    budget, test : list of str
+        Sentences that strengths are set by, and that damage is reported on.
+    beginnings : list of str
+        What alignments without labels are fitted on.
+    """
+
+    budget: list[str]
+    test: list[str]
+    beginnings: list[str]
+
+    @classmethod
+    def load(cls, study: StudySettings) -> PlainText:
+        """Load the study's plain text."""
+        sentences = load_plain_text(study.plain_text)
+        other = load_plain_text(study.plain_text_test) if study.plain_text_test else sentences[::-1]
+        wanted = [
+            max([arm.n_beginnings or study.n_beginnings for arm in study.methods]),
+            study.n_beginnings,
+        ]
+        return cls(
+            _whole(sentences, study.n_plain),
+            _whole(other, study.n_plain),
+            sentence_beginnings(sentences[study.n_plain :], max(wanted)),
+        )
+
+
+def _whole(sentences: list[str], n: int) -> list[str]:
+    return [sentence for sentence in sentences if len(sentence.split()) > 5][:n]
+
+
+class TargetBench:
+    """A target in front of a benchmark, and what all its arms share.
+
+    Parameters
+    ----------
+    study : StudySettings
+    target : ModelSettings
+    model : LanguageModel
+        The target, loaded.
+    benchmark : Benchmark
+    plain : PlainText
+    cache_dir : Path
+        Where states are kept.
+    damage_on_budget, damage_on_test : callable
+        From a steering to the damage it does, see `damage_meter`.
+    """
+
+    def __init__(
+        self,
+        study: StudySettings,
+        target: ModelSettings,
+        model: LanguageModel,
+        benchmark: Benchmark,
+        plain: PlainText,
+        cache_dir: Path,
+        damage_on_budget: Callable[[AbstractContextManager[Any]], float],
+        damage_on_test: Callable[[AbstractContextManager[Any]], float],
+    ) -> None:
+        self.study = study
+        self.target = target
+        self.model = model
+        self.benchmark = benchmark
+        self.plain = plain
+        self.cache_dir = cache_dir
+        self.damage_on_budget = damage_on_budget
+        self.damage_on_test = damage_on_test
+        self.subject = Subject(model, benchmark)
+        task, metric = self.subject.validation
+        self.unsteered = item_values(model, task, metric)
+        # Within a benchmark, arms ask for the same few again and again.
+        self.table = lru_cache(maxsize=None)(self._table)
+        self.states = lru_cache(maxsize=8)(self._states)
+        self.ranked_layers: list[int] = []
+
+    # States ---------------------------------------------------------------------------
+
+    def _states(self, model: ModelSettings, plain: bool, position: str) -> States:
+        """Return a model's states; an expert's have been collected before."""
+        loaded = self.model if model == self.target else None
+        corpus = self.plain.beginnings if plain else self.benchmark.fitting
+        return collect_corpus(loaded, model, corpus, position, self.cache_dir)
+
+    def _table(self, expert: ModelSettings, estimator: str, position: str) -> torch.Tensor:
+        values = [
+            self.states(model, False, position).values.float() for model in (expert, self.target)
+        ]
+        return torch.as_tensor(mutual_information_table(values[0], values[1], estimator))
+
+    # Layers ---------------------------------------------------------------------------
+
+    def choose_layers(self) -> dict[str, Any]:
+        """Rank target layers by the validation effect of the target's own mean difference.
+
+        All arms share the choice, so that they differ in their vectors alone; that the
+        own vector makes it favours the own-vector methods if any.
+
+        Returns
+        -------
+        dict
+            ``layers`` (best first), and what was measured of each.
+        """
+        n_layers = len(self.model.blocks)
+        layers = sorted({round(depth * (n_layers - 1)) for depth in self.study.layer_depths})
+        own = ArmSettings(method="mean_difference")
+        vectors = method_vectors("mean_difference", self.material(own, None, _own_pairs(layers)))
+        found = []
+        for layer in layers:
+            pack = self._pack({layer: vectors[layer]}, own)
+            strength = self._strength(pack, own)
+            effect = self._effect(pack, strength, own) if strength else np.array([-np.inf])
+            found.append({"layer": layer, "strength": strength, "effect": float(effect.mean())})
+        ranked = sorted(found, key=lambda row: row["effect"], reverse=True)
+        for row in found:
+            row["effect"] = round(row["effect"], 5) if np.isfinite(row["effect"]) else None
+        return {"layers": [row["layer"] for row in ranked], "measured": found}
+
+    def pairs(self, arm: ArmSettings, expert: ModelSettings | None) -> Pairs:
+        """Return the layer pairs of an arm."""
+        if arm.strategy == "validated":
+            layers = self.ranked_layers[: arm.n_pairs]
+            if expert is None:
+                return _own_pairs(layers)
+            table = self.table(expert, arm.estimator, arm.position)
+            return tuple((int(table[:, j].argmax()), j) for j in layers)
+        if expert is None:
+            return _own_pairs(self.ranked_layers[: arm.n_pairs])
+        table = self.table(expert, arm.estimator, arm.position)
+        return tuple(select_pairs(table, arm.strategy, arm.n_pairs, arm.pairs))
+
+    # Vectors --------------------------------------------------------------------------
+
+    def material(self, arm: ArmSettings, expert: ModelSettings | None, pairs: Pairs) -> Material:
+        """Return what an arm makes its vectors from."""
+        examples = self.benchmark.fitting
+        target_states = self.states(self.target, False, arm.position)
+        expert_states = self.states(expert or self.target, False, arm.position)
+        rows = torch.arange(len(examples))
+        if arm.n_train is not None:
+            rows = torch.tensor(first_questions(examples, arm.n_train))
+            examples = examples.subset(rows.tolist())
+        if arm.label_noise:
+            examples = with_label_noise(examples, arm.label_noise, self.benchmark.seed)
+        expert_states, target_states = expert_states.rows(rows), target_states.rows(rows)
+        alignment, texts = None, (None, None)
+        if arm.uses_plain_text and expert is not None:
+            plain = self._plain_states(arm, expert)
+            if arm.method == "transferred":
+                table = self.table(expert, arm.estimator, arm.position)
+                alignment = Alignment.fit(
+                    *plain, pairs, _plain_aligner(arm), table=table, progress=False
+                )
+            elif arm.alignment_text == "both":
+                texts = (_joined(expert_states, plain[0]), _joined(target_states, plain[1]))
+            else:
+                texts = plain
+        steer = arm.steer(self.benchmark.seed)
+        return Material(examples, expert_states, target_states, pairs, steer, *texts, alignment)
+
+    def _plain_states(self, arm: ArmSettings, expert: ModelSettings) -> tuple[States, States]:
+        rows = torch.arange(arm.n_beginnings or self.study.n_beginnings)
+        expert_states, target_states = (
+            self.states(model, True, "last").rows(rows) for model in (expert, self.target)
+        )
+        return expert_states, target_states
+
+    def _pack(self, vectors: dict[int, torch.Tensor], arm: ArmSettings) -> SteeringPack:
+        states = self.states(self.target, False, arm.position)
+        return SteeringPack(
+            vectors=vectors,
+            mean_residual_norms={j: states.mean_residual_norm(j) for j in vectors},
+            target=self.model.description,
+        )
+
+    # Strength -------------------------------------------------------------------------
+
+    def _positions(self, arm: ArmSettings) -> str:
+        return arm.positions or self.study.positions
+
+    def _strength(self, pack: SteeringPack, arm: ArmSettings) -> float:
+        return strength_at_budget(
+            lambda strength: self.damage_on_budget(
+                # Damage is what the vector does to text that is read, whichever tokens an
+                # arm steers; otherwise steering fewer tokens would cost nothing here.
+                pack.apply(self.model, strength, "all")
+            ),
+            self.study.budget,
+            damage=self.study.damage,
+            max_strength=_MAX_STRENGTH,
+        )
+
+    def _effect(self, pack: SteeringPack, strength: float, arm: ArmSettings) -> np.ndarray:
+        task, metric = self.subject.validation
+        with pack.apply(self.model, strength, self._positions(arm)):
+            return item_values(self.model, task, metric) - self.unsteered
+
+    # Cells ----------------------------------------------------------------------------
+
+    def run(self, arm: ArmSettings, expert: ModelSettings | None, adapters: Path) -> dict[str, Any]:
+        """Fit, tune and measure one arm.
+
+        Parameters
+        ----------
+        arm : ArmSettings
+        expert : ModelSettings or None
+        adapters : Path
+            Where fine-tuned adapters are kept.
+
+        Returns
+        -------
+        dict
+            The cell, as it is written.
+        """
+        if arm.method == "prompt":
+            return self._run_prompt(arm)
+        if arm.method == "lora":
+            return self._run_lora(arm, adapters)
+        started = time.perf_counter()
+        pairs = self.pairs(arm, expert)
+        material = self.material(arm, expert, pairs)
+        # The paper's method is the same call with the paper's settings.
+        method = "expertsteer" if arm.method == "expertsteer_paper" else arm.method
+        pack = self._pack(method_vectors(method, material, self.benchmark.seed), arm)
+        made = time.perf_counter()
+        strongest = self._strength(pack, arm)
+        shares = arm.strength_shares or self.study.strength_shares
+        tried = []
+        for share in shares if strongest else ():
+            effect = self._effect(pack, share * strongest, arm)
+            tried.append((share, float(effect.mean()), mean_interval(effect)))
+        searched = time.perf_counter()
+        cell: dict[str, Any] = {
+            "pairs": [list(pair) for pair in pairs],
+            "strongest": round(strongest, 6),
+            "validation": [
+                {"share": share, "effect": round(mean, 5), "interval": _rounded(interval)}
+                for share, mean, interval in tried
+            ],
+        }
+        share, _, interval = max(tried, key=lambda row: row[1], default=(0.0, 0.0, (0.0, 0.0)))
+        strength = share * strongest
+        # What `calibrate` would do: no clear gain on the validation split, no steering.
+        cell |= {"strength": round(strength, 6), "beats_zero": interval[0] > 0}
+        steering = pack.apply(self.model, strength, self._positions(arm)) if strength else None
+        cell["test"] = self._measure(steering)
+        scored = time.perf_counter()
+        damage = self.damage_on_test(pack.apply(self.model, strength, "all")) if strength else 1.0
+        cell["damage"] = round(damage, 5)
+        cell["seconds"] = {
+            "fit": round(made - started, 2),
+            "strength": round(searched - made, 2),
+            "test": round(scored - searched, 2),
+        }
+        return cell
+
+    def _measure(
+        self, steering: AbstractContextManager[Any] | None, instruction: str = ""
+    ) -> dict[str, list[float]]:
+        with steering or nullcontext():
+            return self.subject.measure(instruction)
+
+    def _run_prompt(self, arm: ArmSettings) -> dict[str, Any]:
+        task, metric = self.subject.validation
+        instruction = self.benchmark.instruction
+        effect = item_values(self.model, instructed(task, instruction), metric) - self.unsteered
+        started = time.perf_counter()
+        test = self._measure(None, instruction)
+        seconds = {"fit": 0.0, "test": round(time.perf_counter() - started, 2)}
+        # An instruction stands before questions only: plain text is read as ever.
+        return _whole_effect(effect) | {"test": test, "damage": 1.0, "seconds": seconds}
+
+    def _run_lora(self, arm: ArmSettings, adapters: Path) -> dict[str, Any]:
+        from expertsteer.fine_tuning import adapted, fine_tune
+
+        started = time.perf_counter()
+        examples = self.benchmark.fitting
+        if arm.n_train is not None:
+            examples = examples.subset(first_questions(examples, arm.n_train))
+        folder = adapters / f"{self.target.name}-{self.benchmark.settings.name}-{arm.name}"
+        folder = fine_tune(self.model, examples, output=folder, seed=self.benchmark.seed)
+        made = time.perf_counter()
+        task, metric = self.subject.validation
+        with adapted(self.model, folder):
+            effect = item_values(self.model, task, metric) - self.unsteered
+        searched = time.perf_counter()
+        test = self._measure(adapted(self.model, folder))
+        seconds = {"fit": made - started, "test": time.perf_counter() - searched}
+        return _whole_effect(effect) | {
+            "test": test,
+            "damage": round(self.damage_on_test(adapted(self.model, folder)), 5),
+            "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        }
+
+
+def measure_unsteered(subject: Subject) -> dict[str, Any]:
+    """Return the cell of a model as it is."""
+    started = time.perf_counter()
+    test = subject.measure()
+    seconds = {"fit": 0.0, "test": round(time.perf_counter() - started, 2)}
+    names = [question.name for question in subject.test[0].questions]
+    return {"items": names, "test": test, "damage": 1.0, "seconds": seconds}
+
+
+def _own_pairs(layers: list[int]) -> Pairs:
+    return tuple((layer, layer) for layer in layers)
+
+
+def _plain_aligner(arm: ArmSettings) -> Any:
+    # Ridge is the default of alignments on plain text, as in `fit_alignment`.
+    named = "aligner" in arm.model_fields_set
+    return arm.steer().aligner if named else Ridge()
+
+
+def _joined(first: States, second: States) -> States:
+    return dataclasses.replace(first, values=torch.cat([first.values, second.values]))
+
+
+def _rounded(interval: tuple[float, float]) -> list[float]:
+    return [round(value, 5) for value in interval]
+
+
+def _whole_effect(effect: np.ndarray) -> dict[str, Any]:
+    interval = mean_interval(effect)
+    tried = {"share": 1.0, "effect": round(float(effect.mean()), 5), "interval": _rounded(interval)}
+    return {"validation": [tried], "beats_zero": interval[0] > 0}

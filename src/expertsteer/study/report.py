@@ -1,0 +1,396 @@
+"""A study's figures from its cells: changes with paired intervals, averages, tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from expertsteer.errors import DataError
+from expertsteer.evaluation.intervals import mean_interval
+from expertsteer.evaluation.row_file import read_json_lines
+from expertsteer.files import write_text
+from expertsteer.study.settings import StudySettings
+
+__all__ = ["average_frame", "cell_frame", "load_cells", "write_report"]
+
+# pandas comes without types.
+Frame: TypeAlias = Any
+
+# Shares of right answers; the other metrics are in nats and have no common scale.
+_SHARES = ("acc", "acc_norm", "acc_letter", "exact_match")
+_OWN = ("mean_difference", "pca", "probe", "rfm")
+
+
+def load_cells(folder: str | Path) -> tuple[StudySettings, list[dict[str, Any]], dict[str, Any]]:
+    """Read what `run_study` wrote.
+
+    Parameters
+    ----------
+    folder : str or Path
+
+    Returns
+    -------
+    study : StudySettings
+    cells : list of dict
+        Without the choices of layers and the cells that could not be had.
+    about : dict
+        ``machine`` and ``versions``.
+
+    Raises
+    ------
+    DataError
+        If the folder holds no study.
+    """
+    folder = Path(folder)
+    try:
+        about = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"Got {folder}, but expected a folder that a study has written.") from error
+    study = StudySettings.model_validate(about.pop("settings"))
+    rows = read_json_lines(folder / "cells.jsonl")
+    arms = {arm.name for arm in study.methods} | {"none"}
+    known = [row for row in rows if row["method"] in arms and "test" in row]
+    # Of a cell whose settings changed, the newest row counts.
+    newest = {tuple(row[key] for key in _KEYS): row for row in known}
+    return study, list(newest.values()), about
+
+
+_KEYS = ("target", "benchmark", "method", "expert", "seed")
+
+
+def cell_frame(study: StudySettings, cells: Sequence[dict[str, Any]]) -> Frame:
+    """Return a row a cell: means, paired changes from unsteered with intervals, damage.
+
+    Parameters
+    ----------
+    study : StudySettings
+    cells : sequence of dict
+
+    Returns
+    -------
+    DataFrame
+        ``mean`` and ``change`` are of the benchmark's own ``metric``, ``effect`` is the
+        change of log-odds or preference, in nats; each with a 95 % paired bootstrap
+        interval (``_low``, ``_high``). ``expert_better`` says whether the unsteered expert
+        answers more questions rightly than the unsteered target.
+    """
+    import pandas as pd
+
+    unsteered = {
+        (cell["target"], cell["benchmark"], cell["seed"]): cell
+        for cell in cells
+        if cell["method"] == "none"
+    }
+    domains = {b.name: b.domain for b in study.benchmarks}
+    rows = []
+    for cell in cells:
+        before = unsteered.get((cell["target"], cell["benchmark"], cell["seed"]))
+        if before is None or cell["benchmark"] not in domains:
+            continue
+        metric = _metric(study, cell)
+        row = {key: cell[key] for key in _KEYS} | {
+            "domain": domains[cell["benchmark"]],
+            "metric": metric,
+            "n": len(cell["test"][metric]),
+            "mean": float(np.mean(cell["test"][metric])),
+        }
+        in_nats = "log_odds" if "log_odds" in cell["test"] else "preference"
+        for name, field in (("change", metric), ("effect", in_nats)):
+            difference = np.subtract(cell["test"][field], before["test"][field])
+            low, high = mean_interval(difference)
+            row |= {name: float(difference.mean()), f"{name}_low": low, f"{name}_high": high}
+        row["damage"] = cell["damage"]
+        row["strength"] = cell.get("strength")
+        row["beats_zero"] = cell.get("beats_zero")
+        tried = [trial["effect"] for trial in cell.get("validation", [])]
+        row["validation_effect"] = max(tried, default=None)
+        row["fit_seconds"] = cell["seconds"]["fit"]
+        row["slowdown"] = cell["seconds"]["test"] / max(before["seconds"]["test"], 1e-9)
+        expert = unsteered.get((cell["expert"], cell["benchmark"], cell["seed"]))
+        row["expert_better"] = (
+            None
+            if expert is None or cell["expert"] is None
+            else float(np.mean(expert["test"][metric])) > float(np.mean(before["test"][metric]))
+        )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _metric(study: StudySettings, cell: dict[str, Any]) -> str:
+    settings = next((b for b in study.benchmarks if b.name == cell["benchmark"]), None)
+    if settings is not None and settings.metric:
+        return settings.metric
+    for metric in ("exact_match", "acc_norm", "preference"):
+        if metric in cell["test"]:
+            return metric
+    raise DataError(f"Got a cell of {cell['benchmark']!r} without a known metric.")
+
+
+def average_frame(
+    study: StudySettings, cells: Sequence[dict[str, Any]], domain: str | None = None
+) -> Frame:
+    """Return a row a target, method and expert: averages over benchmarks.
+
+    Parameters
+    ----------
+    study : StudySettings
+    cells : sequence of dict
+    domain : str, optional
+        Only the benchmarks of a domain.
+
+    Returns
+    -------
+    DataFrame
+        ``change``: of right answers, in points of a hundred, averaged over the benchmarks
+        that count right answers; ``effect``: of log-odds and preference in nats, over all.
+        Intervals: 95 % bootstrap, items drawn anew within every benchmark. ``change_own``:
+        against the target's best own-vector method, which the validation split names.
+        ``deployed``: the change where cells without a clear gain on the validation split
+        stay unsteered. ``wins`` and ``losses``: benchmarks whose interval excludes 0.
+    """
+    import pandas as pd
+
+    frame = cell_frame(study, cells)
+    if domain is not None:
+        frame = frame[frame["domain"] == domain]
+    by_key = {tuple(cell[key] for key in _KEYS): cell for cell in cells}
+    best_own = _best_own(study, frame)
+    rows = []
+    order = [arm.name for arm in study.methods]
+    for (target, method, expert), group in frame.groupby(
+        ["target", "method", "expert"], dropna=False, sort=False
+    ):
+        if method == "none":
+            continue
+        expert = None if pd.isna(expert) else expert
+        counted, effects, against_own, deployed = [], [], [], []
+        for row in group.itertuples():
+            key = (target, row.benchmark, method, expert, row.seed)
+            cell = by_key[key]
+            before = by_key[target, row.benchmark, "none", None, row.seed]
+            own = by_key.get((target, row.benchmark, best_own.get(target), None, row.seed))
+            field = "log_odds" if "log_odds" in cell["test"] else "preference"
+            effects.append(np.subtract(cell["test"][field], before["test"][field]))
+            if row.metric in _SHARES:
+                change = 100 * np.subtract(cell["test"][row.metric], before["test"][row.metric])
+                counted.append(change)
+                deployed.append(change if row.beats_zero else np.zeros_like(change))
+                if own is not None:
+                    against_own.append(
+                        100 * np.subtract(cell["test"][row.metric], own["test"][row.metric])
+                    )
+        found: dict[str, Any] = {"target": target, "method": method, "expert": expert}
+        for name, parts in (
+            ("change", counted),
+            ("change_own", against_own if method != best_own.get(target) else []),
+            ("deployed", deployed),
+            ("effect", effects),
+        ):
+            mean, low, high = _stratified(parts)
+            found |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+        rows.append(
+            found
+            | {
+                "n_benchmarks": len(group),
+                "wins": int((group["change_low"] > 0).sum()),
+                "losses": int((group["change_high"] < 0).sum()),
+                "damage": float(np.exp(np.log(group["damage"].clip(lower=1e-9)).mean())),
+                "fit_seconds": float(group["fit_seconds"].mean()),
+                "slowdown": float(group["slowdown"].median()),
+                "best_own": best_own.get(target),
+            }
+        )
+    result = pd.DataFrame(rows)
+    if len(result):
+        result["order"] = result["method"].map(order.index)
+        result = result.sort_values(["target", "order"], kind="stable").drop(columns="order")
+    return result.reset_index(drop=True)
+
+
+def _best_own(study: StudySettings, frame: Frame) -> dict[Any, str]:
+    """Return, by target, the own-vector method of the largest mean validation effect."""
+    own = [arm.name for arm in study.methods if arm.method in _OWN]
+    chosen = frame[frame["method"].isin(own)]
+    if chosen.empty:
+        return {}
+    means = chosen.groupby(["target", "method"])["validation_effect"].mean()
+    return {target: means[target].idxmax() for target in means.index.levels[0] if target in means}
+
+
+def _stratified(parts: Sequence[np.ndarray]) -> tuple[float | None, float | None, float | None]:
+    """Return the mean of the parts' means and its interval, items drawn within each part."""
+    if not parts:
+        return None, None, None
+    mean = float(np.mean([part.mean() for part in parts]))
+    if all(np.ptp(part) == 0 for part in parts):
+        return mean, mean, mean
+
+    def statistic(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.mean([part.mean(axis=axis) for part in drawn], axis=0)
+
+    found = bootstrap(
+        tuple(parts), statistic, n_resamples=2000, method="percentile", vectorized=True, rng=0
+    ).confidence_interval
+    return mean, float(found.low), float(found.high)
+
+
+def write_report(folder: str | Path) -> list[Path]:
+    """Write a study's tables and pictures from its cells.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Where `run_study` wrote.
+
+    Returns
+    -------
+    list of Path
+        ``report.md``, ``report.tex``, ``report.json`` and the pictures.
+
+    Raises
+    ------
+    DataError
+        If the folder holds no finished cell.
+    """
+    from expertsteer.study.figures import draw_figures
+
+    folder = Path(folder)
+    study, cells, about = load_cells(folder)
+    if not any(cell["method"] != "none" for cell in cells):
+        raise DataError(f"Got {folder}, but expected a study with a finished cell. Run it first.")
+    frame, averages = cell_frame(study, cells), average_frame(study, cells)
+    values = {
+        "averages": json.loads(averages.to_json(orient="records", double_precision=5)),
+        "cells": json.loads(frame.to_json(orient="records", double_precision=5)),
+        "settings": study.model_dump(mode="json"),
+    } | about
+    written = [folder / "report.json", folder / "report.md", folder / "report.tex"]
+    write_text(written[0], json.dumps(values, indent=1))
+    write_text(written[1], _markdown(study, frame, averages, about))
+    write_text(written[2], _latex(study, frame, averages))
+    return written + draw_figures(study, frame, averages, folder)
+
+
+def _markdown(study: StudySettings, frame: Frame, averages: Frame, about: dict[str, Any]) -> str:
+    lines = [f"# {study.name}", ""]
+    lines += ["## Models as they are", "", _unsteered_table(study, frame).to_markdown(), ""]
+    for target in averages["target"].unique():
+        lines += [f"## {target}", "", _target_table(study, frame, target).to_markdown(), ""]
+        lines += [_average_table(averages, target).to_markdown(index=False), ""]
+    lines += _notes(study, about)
+    return "\n".join(lines) + "\n"
+
+
+def _latex(study: StudySettings, frame: Frame, averages: Frame) -> str:
+    parts = []
+    for target in averages["target"].unique():
+        table = _target_table(study, frame, target)
+        parts.append(table.to_latex(caption=f"{study.name}: {target}", escape=True))
+    return "\n".join(parts)
+
+
+def _unsteered_table(study: StudySettings, frame: Frame) -> Frame:
+    plain = frame[(frame["method"] == "none") & frame["metric"].isin(_SHARES)]
+    table = (100 * plain.pivot_table(index="target", columns="benchmark", values="mean")).round(1)
+    return table[[b.name for b in study.benchmarks if b.name in table]].rename_axis("model")
+
+
+def _target_table(study: StudySettings, frame: Frame, target: str) -> Frame:
+    """Return methods by benchmarks, with averages by domain and over all."""
+    import pandas as pd
+
+    own = frame[frame["target"] == target].copy()
+    own["shown"] = np.where(own["metric"].isin(_SHARES), 100 * own["mean"], own["mean"])
+    own["label"] = _labels(own)
+    means = own.groupby(["label", "benchmark"], sort=False)["shown"].mean().unstack("benchmark")
+    shares = set(own.loc[own["metric"].isin(_SHARES), "benchmark"])
+    marked = own[own["expert_better"].eq(False)]
+    no_transfer = set(zip(marked["label"], marked["benchmark"], strict=True))
+    columns: dict[str, Any] = {}
+    for domain in dict.fromkeys(b.domain for b in study.benchmarks):
+        names = [b.name for b in study.benchmarks if b.domain == domain and b.name in means]
+        for name in names:
+            columns[name] = [
+                _shown(value, 1 if name in shares else 3)
+                + ("*" if (label, name) in no_transfer else "")
+                for label, value in means[name].items()
+            ]
+        counted = [name for name in names if name in shares]
+        if len(counted) > 1:
+            columns[f"{domain} average"] = [_shown(v, 1) for v in means[counted].mean(axis=1)]
+    counted = [name for name in means if name in shares]
+    if counted:
+        columns["average"] = [_shown(v, 1) for v in means[counted].mean(axis=1)]
+    return pd.DataFrame(columns, index=means.index.rename("method"))
+
+
+def _average_table(averages: Frame, target: str) -> Frame:
+    import pandas as pd
+
+    own = averages[averages["target"] == target]
+    rows = []
+    for label, row in zip(_labels(own), own.to_dict("records"), strict=True):
+        rows.append(
+            {
+                "method": label,
+                "change, points": _interval(row, "change", 1),
+                "against best own vector": _interval(row, "change_own", 1),
+                "deployed": _interval(row, "deployed", 1),
+                "effect, nats": _interval(row, "effect", 2),
+                "won / lost": f"{row['wins']} / {row['losses']} of {row['n_benchmarks']}",
+                "damage": _shown(row["damage"], 3),
+                "fit, s": _shown(row["fit_seconds"], 1),
+                "time, x": _shown(row["slowdown"], 2),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _labels(frame: Frame) -> list[str]:
+    import pandas as pd
+
+    many = frame["expert"].nunique() > 1
+    return [
+        f"{method} ({expert})" if many and not pd.isna(expert) else str(method)
+        for method, expert in zip(frame["method"], frame["expert"], strict=True)
+    ]
+
+
+def _interval(row: dict[str, Any], name: str, digits: int) -> str:
+    if row[name] is None or row[name] != row[name]:
+        return ""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{row[name]:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def _notes(study: StudySettings, about: dict[str, Any]) -> Iterable[str]:
+    machine = about["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    sizes = (
+        f"{study.n_train} train, {study.n_validation} validation and {study.n_test or 'all'} test "
+        "questions a benchmark, unless its settings say otherwise"
+    )
+    yield (
+        "Shares of right answers in per cent; preference in nats a token. `*`: the unsteered "
+        "expert answers no more questions rightly than the target, so there is nothing to "
+        "transfer. Intervals: 95 % paired bootstrap over items. Deployed: cells without a clear "
+        "gain on the validation split stay unsteered. Damage: "
+        f"{study.damage} of plain text, over unsteered. Every vector is as strong as a "
+        f"{study.damage} budget of {study.budget:g} allows on other plain text. Time: of the test "
+        "questions, over unsteered."
+    )
+    yield ""
+    yield (
+        f"{sizes}; seeds {', '.join(map(str, study.seeds))}. Machine: {machine['processor']} "
+        f"({machine['instructions']}), {machine['cores']} cores, {machine['memory_gib']} GiB, "
+        f"{', '.join(machine['accelerators']) or 'no accelerator'}; {versions}."
+    )

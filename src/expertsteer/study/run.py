@@ -1,0 +1,212 @@
+"""Run a study: every cell once, whatever interrupts it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+from expertsteer.calibration import damage_meter
+from expertsteer.errors import DataError, ExpertSteerError
+from expertsteer.evaluation.row_file import RowFile
+from expertsteer.files import write_text
+from expertsteer.models import LanguageModel, load_model
+from expertsteer.provenance import describe_machine, package_versions
+from expertsteer.study.cell import Cell, cells_of, models_of
+from expertsteer.study.estimate import estimate_seconds, n_tokens
+from expertsteer.study.measuring import PlainText, TargetBench, measure_unsteered
+from expertsteer.study.settings import ArmSettings, ModelSettings, StudySettings
+from expertsteer.study.subjects import Benchmark, Subject, collect_corpus
+
+__all__ = ["run_study"]
+
+# The choice of target layers is kept like a cell, so that it is made once.
+_CHOICE = ArmSettings(method="mean_difference", name="layers")
+
+
+def run_study(
+    study: StudySettings,
+    output: str | Path,
+    *,
+    cache_dir: Path,
+    on_plan: Callable[[int, int, float], None] | None = None,
+    dry_run: bool = False,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Run the cells of a study that are not there yet.
+
+    Parameters
+    ----------
+    study : StudySettings
+    output : str or Path
+        A folder: ``cells.jsonl`` (a row a cell), ``study.json`` (settings, machine and
+        versions), ``adapters`` (fine-tuned ones). The same folder is continued; a cell
+        whose settings have changed is measured again, and the old row stays unread.
+    cache_dir : Path
+        Where collected states are kept and found again.
+    on_plan : callable, optional
+        Called before anything is run with the number of cells, of those still to do, and
+        the seconds they will take about.
+    dry_run : bool, default=False
+        Stop there.
+    progress : bool, default=True
+        Show a bar over the cells, with an estimate of the time left.
+
+    Returns
+    -------
+    list of dict
+        The rows of all cells.
+
+    Raises
+    ------
+    ExpertSteerError
+        If another process is running in the folder, or a model or data set is unusable.
+    """
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ExpertSteerError(
+            f"Got the folder {folder}, which another study is running in. Wait for it or name "
+            "another folder."
+        ) from error
+    try:
+        cells = cells_of(study)
+        with RowFile(folder / "cells.jsonl") as rows:
+            run = _Run(study, folder, cache_dir, rows, cells, progress)
+            if on_plan is not None:
+                seconds = estimate_seconds(study, run.left, rows.rows)
+                on_plan(len(cells), len(run.left), seconds)
+            if not dry_run:
+                run.run()
+            wanted = {cell.fingerprint(study) for cell in cells}
+            return [row for row in rows.rows if row["fingerprint"] in wanted]
+    finally:
+        lock.release()
+
+
+class _Run:
+    """One pass over the cells that are missing."""
+
+    def __init__(
+        self,
+        study: StudySettings,
+        folder: Path,
+        cache_dir: Path,
+        rows: RowFile,
+        cells: list[Cell],
+        progress: bool,
+    ) -> None:
+        self.study = study
+        self.folder = folder
+        self.cache_dir = cache_dir
+        self.rows = rows
+        self.cells = cells
+        done = {row["fingerprint"] for row in rows.rows}
+        self.left = [cell for cell in cells if cell.fingerprint(study) not in done]
+        self.progress = progress
+
+    def run(self) -> None:
+        if not self.left:
+            return
+        described = self.study.model_dump(mode="json")
+        about = {
+            "settings": described,
+            "machine": describe_machine(),
+            "versions": package_versions(),
+        }
+        write_text(self.folder / "study.json", json.dumps(about, indent=2))
+        self.plain = PlainText.load(self.study)
+        with tqdm(
+            total=len(self.left), desc="study", unit="cell", disable=not self.progress
+        ) as bar:
+            self.bar = bar
+            for settings in models_of(self.study):
+                lent = [cell for cell in self.left if cell.expert == settings != cell.target]
+                own = [cell for cell in self.left if cell.target == settings]
+                if lent or own:
+                    model = load_model(settings.source)
+                    self._lend(settings, model, lent)
+                    self._steer(settings, model, own)
+                    del model
+
+    def _lend(self, settings: ModelSettings, model: LanguageModel, cells: list[Cell]) -> None:
+        """Collect the states of an expert that cells of other models will ask for."""
+        corpora = {(cell.benchmark, cell.arm.position): cell.benchmark.fitting for cell in cells}
+        for (_, position), corpus in corpora.items():
+            collect_corpus(model, settings, corpus, position, self.cache_dir, self.progress)
+        if any(cell.arm.uses_plain_text for cell in cells):
+            plain = self.plain.beginnings
+            collect_corpus(model, settings, plain, "last", self.cache_dir, self.progress)
+
+    def _steer(self, settings: ModelSettings, model: LanguageModel, cells: list[Cell]) -> None:
+        """Run the cells of a target, a benchmark at a time."""
+        by_benchmark: dict[Benchmark, list[Cell]] = {}
+        for cell in cells:
+            by_benchmark.setdefault(cell.benchmark, []).append(cell)
+        bench = None
+        for benchmark, wanted in by_benchmark.items():
+            subject = Subject(model, benchmark)
+            for cell in wanted:
+                if cell.arm.method == "none":
+                    self._keep(cell, lambda subject=subject: measure_unsteered(subject))
+                    continue
+                if bench is None or bench.benchmark != benchmark:
+                    bench = self._bench(settings, model, benchmark)
+                arm, expert, adapters = cell.arm, cell.expert, self.folder / "adapters"
+                self._keep(cell, lambda b=bench, a=arm, e=expert, d=adapters: b.run(a, e, d))
+
+    @lru_cache(maxsize=1)  # noqa: B019 - one target at a time, and the run is short-lived
+    def _meters(self, model: LanguageModel) -> tuple[Any, Any]:
+        study = self.study
+        return (
+            damage_meter(model, self.plain.budget, study.damage, study.budget),
+            damage_meter(model, self.plain.test, study.damage),
+        )
+
+    def _bench(
+        self, settings: ModelSettings, model: LanguageModel, benchmark: Benchmark
+    ) -> TargetBench:
+        bench = TargetBench(
+            self.study,
+            settings,
+            model,
+            benchmark,
+            self.plain,
+            self.cache_dir,
+            *self._meters(model),
+        )
+        choice = Cell(settings, benchmark, _CHOICE)
+        found = self._keep(choice, bench.choose_layers)
+        bench.ranked_layers = found["layers"]
+        return bench
+
+    def _keep(self, cell: Cell, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Measure a cell unless it is there, and write it down at once."""
+        fingerprint = cell.fingerprint(self.study)
+        for row in self.rows.rows:
+            if row["fingerprint"] == fingerprint:
+                return row
+        started = time.perf_counter()
+        self.bar.set_postfix_str(
+            f"{cell.target.name} {cell.benchmark.settings.name} {cell.arm.name}"
+        )
+        try:
+            measured = measure()
+        except DataError as error:
+            # One arm that cannot be had does not cost the others; tables count it.
+            measured = {"error": str(error)}
+        size = n_tokens(self.study, cell)
+        cost = {"total_seconds": round(time.perf_counter() - started, 2), "n_tokens": size}
+        row = {"fingerprint": fingerprint} | cell.identity() | measured | cost
+        self.rows.add([row])
+        self.bar.update(size if cell in self.left else 0)
+        return row

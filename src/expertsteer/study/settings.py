@@ -1,0 +1,433 @@
+"""What a study consists of, read from YAML; a typing error names its field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import Self
+
+from expertsteer.alignment import ALIGNERS
+from expertsteer.data.formats import KINDS
+from expertsteer.directions import DIRECTIONS, RecursiveFeatureMachine
+from expertsteer.errors import ParameterError
+from expertsteer.methods import METHODS
+from expertsteer.models import ModelSource
+from expertsteer.pipeline import ExpertSteer
+
+__all__ = [
+    "ArmSettings",
+    "BenchmarkSettings",
+    "ModelSettings",
+    "StudySettings",
+    "load_study",
+]
+
+# Arms that are no vectors: the target as it is, told what to do, or fine-tuned.
+_OTHER_ARMS = ("none", "prompt", "lora")
+# Methods whose vectors need an expert.
+_OF_AN_EXPERT = ("expertsteer_paper", "expertsteer", "transferred")
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+
+def _one_of(known: tuple[str, ...]) -> Any:
+    def check(value: Any) -> Any:
+        if value not in known:
+            raise ValueError(f"expected one of {', '.join(known)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+class ModelSettings(_Settings):
+    """A model of the study.
+
+    Attributes
+    ----------
+    model : str
+        As in `ModelSource`.
+    name : str
+        What tables call it; default: the last part of ``model``.
+    dtype, device, device_map, revision
+        As in `ModelSource`.
+    """
+
+    model: str
+    name: str = ""
+    dtype: str = "auto"
+    device: str | None = None
+    device_map: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.name:
+            name = Path(self.model).name
+            object.__setattr__(self, "name", name.removesuffix(".gguf"))
+        return self
+
+    @property
+    def source(self) -> ModelSource:
+        """Where the model comes from and how it is loaded."""
+        return ModelSource(
+            self.model,
+            dtype=self.dtype,
+            device=self.device,
+            device_map=self.device_map,
+            revision=self.revision,
+        )
+
+
+class BenchmarkSettings(_Settings):
+    """A data set of the study.
+
+    Attributes
+    ----------
+    name : str
+    data : str
+        File, hub data set or the name of a known benchmark; default: ``name``.
+    domain : str
+        Its group in tables.
+    kind, columns, positive, negative
+        As in `load_examples`.
+    metric : str, optional
+        What the table shows; default: acc_norm for multiple choice, exact_match for open
+        answers, preference for labelled texts.
+    instruction : str
+        What the method "prompt" puts before every question.
+    open : bool
+        Whether test questions are answered in words; vectors and strengths still come
+        from right and wrong answers.
+    n_shots, max_new_tokens : int
+        For open answers.
+    n_train, n_validation, n_test : int, optional
+        In place of the study's.
+    """
+
+    name: str
+    data: str = ""
+    domain: str = "general"
+    kind: Annotated[str, _one_of(("auto", *KINDS))] = "auto"
+    columns: dict[str, str] = {}
+    positive: str | None = None
+    negative: str | None = None
+    metric: Annotated[
+        str | None, _one_of((None, "acc", "acc_norm", "log_odds", "exact_match", "preference"))  # type: ignore[arg-type]
+    ] = None
+    instruction: str = ""
+    open: bool = False
+    n_shots: int = 0
+    max_new_tokens: int = 128
+    n_train: int | None = None
+    n_validation: int | None = None
+    n_test: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class ArmSettings(_Settings):
+    """A row of the tables: a method, and where it differs from its defaults.
+
+    Attributes
+    ----------
+    method : str
+        A key of `METHODS`, or "none", "prompt", "lora".
+    name : str
+        What tables call it; default: ``method``.
+    expert : str, optional
+        Only this expert, by name; "target" is the target itself. Default: every expert of
+        the study.
+    aligner, aligner_options, estimator, direction, direction_options, position
+        As in `ExpertSteer`.
+    strategy : str
+        "validated": the target layers that are chosen once for all arms, each with the
+        expert layer of the most information; any other as in `select_pairs`.
+    n_pairs : int
+    pairs : list of (int, int), optional
+    alignment_text : {"examples", "plain", "both"}
+        What alignments are fitted on: the labelled texts, the study's plain text, or
+        both. "transferred" always takes plain text.
+    n_beginnings : int, optional
+        How many beginnings of plain text; default: the study's.
+    n_train : int, optional
+        Only the first of the train questions.
+    label_noise : float
+        Share of the train questions with a wrong label.
+    positions : str, optional
+        Which tokens are steered; default: the study's.
+    strength_shares : list of float, optional
+        In place of the study's.
+    """
+
+    method: Annotated[str, _one_of((*_OTHER_ARMS, *METHODS))]
+    name: str = ""
+    expert: str | None = None
+    aligner: Annotated[str, _one_of(tuple(ALIGNERS))] = "aligned"
+    aligner_options: dict[str, Any] = {}
+    estimator: Annotated[str, _one_of(("gaussian", "ksg", "kernel"))] = "gaussian"
+    strategy: Annotated[
+        str, _one_of(("validated", "lowest_mi", "highest_mi", "same_depth", "explicit"))
+    ] = "validated"
+    n_pairs: Annotated[int, Field(ge=1)] = 1
+    pairs: tuple[tuple[int, int], ...] | None = None
+    direction: Annotated[str, _one_of(tuple(DIRECTIONS))] = "rfm"
+    direction_options: dict[str, Any] = {}
+    position: Annotated[str, _one_of(("last", "answer_mean", "prompt_last"))] = "last"
+    alignment_text: Literal["examples", "plain", "both"] = "examples"
+    n_beginnings: Annotated[int | None, Field(ge=20)] = None
+    n_train: Annotated[int | None, Field(ge=4)] = None
+    label_noise: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    positions: Annotated[
+        str | None,
+        _one_of((None, "all", "prompt", "generated", "last")),  # type: ignore[arg-type]
+    ] = None
+    strength_shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"method": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.name:
+            object.__setattr__(self, "name", self.method)
+        if (self.strategy == "explicit") != (self.pairs is not None):
+            raise ValueError("expected pairs with strategy: explicit, and only there")
+        return self
+
+    @property
+    def needs_expert(self) -> bool:
+        """Whether there is one of this arm for every expert."""
+        return self.method in _OF_AN_EXPERT
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the arm steers by vectors."""
+        return self.method in METHODS
+
+    @property
+    def uses_plain_text(self) -> bool:
+        """Whether an alignment of the arm reads plain text."""
+        return self.needs_expert and (
+            self.method == "transferred" or self.alignment_text != "examples"
+        )
+
+    def steer(self, seed: int = 0) -> ExpertSteer:
+        """Return the method's settings.
+
+        Raises
+        ------
+        ParameterError
+            On an option that the alignment or the direction finder does not have.
+        """
+        aligner = self._aligner(seed)
+        defaults: dict[str, Any] = {}
+        if DIRECTIONS[self.direction] is RecursiveFeatureMachine:
+            defaults = {"bandwidth_mode": "adaptive"}
+        direction = _made(DIRECTIONS[self.direction], defaults | self.direction_options)
+        if self.method == "expertsteer_paper":
+            direction = ExpertSteer.paper().direction
+        return ExpertSteer(
+            aligner=aligner,
+            estimator=self.estimator,
+            strategy=self.strategy,
+            n_pairs=self.n_pairs,
+            pairs=self.pairs,
+            direction=direction,
+            position=self.position,
+        )
+
+    def _aligner(self, seed: int) -> Any:
+        if self.method != "expertsteer_paper":
+            return _made(ALIGNERS[self.aligner], self.aligner_options)
+        paper = ExpertSteer.paper(seed=seed).aligner
+        return _made(type(paper), paper.get_params() | self.aligner_options)
+
+
+class StudySettings(_Settings):
+    """Targets x experts x benchmarks x methods x seeds.
+
+    Attributes
+    ----------
+    name : str
+    targets, experts : list of ModelSettings
+    benchmarks : list of BenchmarkSettings
+    methods : list of ArmSettings
+    seeds : list of int
+        Of what is drawn at random: questions, vectors, noise.
+    n_train, n_validation : int
+        Questions (or texts) vectors and strengths come from. Where the train split is too
+        small, the validation split's others fill it up.
+    n_test : int, optional
+        Default: the whole test split.
+    budget : float
+        Most damage on plain text; every vector gets the strongest steering within it, and
+        shares of that.
+    damage : {"perplexity", "divergence"}
+    strength_shares : list of float
+        Shares of the strongest steering that the validation split decides between.
+    layer_depths : list of float
+        Relative depths of the target layers that are tried.
+    plain_text : str, optional
+        File that damage budgets and alignments read; default: the one that comes along.
+    plain_text_test : str, optional
+        File that reported damage is measured on; default: the other end of ``plain_text``.
+    n_plain : int
+        Sentences of each.
+    n_beginnings : int
+        Beginnings of sentences that alignments on plain text are fitted on.
+    positions : str
+    instructions : dict of str to str
+        By domain, for benchmarks without one of their own.
+    sweep : str, optional
+        A field of the methods whose values are the x axis of a picture.
+    """
+
+    name: str
+    targets: Annotated[tuple[ModelSettings, ...], Field(min_length=1)]
+    experts: tuple[ModelSettings, ...] = ()
+    benchmarks: Annotated[tuple[BenchmarkSettings, ...], Field(min_length=1)]
+    methods: Annotated[tuple[ArmSettings, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    n_train: Annotated[int, Field(ge=8)] = 100
+    n_validation: Annotated[int, Field(ge=4)] = 50
+    n_test: Annotated[int | None, Field(ge=1)] = None
+    budget: Annotated[float, Field(gt=0)] = 1.1
+    damage: Literal["perplexity", "divergence"] = "perplexity"
+    strength_shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.5, 1.0)
+    layer_depths: tuple[_Fraction, ...] = (0.4, 0.55, 0.7, 0.85)
+    plain_text: str | None = None
+    plain_text_test: str | None = None
+    n_plain: Annotated[int, Field(ge=4)] = 100
+    n_beginnings: Annotated[int, Field(ge=20)] = 1500
+    positions: Annotated[str, _one_of(("all", "prompt", "generated", "last"))] = "all"
+    instructions: dict[str, str] = {}
+    sweep: Annotated[
+        str | None,
+        _one_of((None, "n_train", "label_noise", "n_pairs", "n_beginnings")),  # type: ignore[arg-type]
+    ] = None
+
+    @model_validator(mode="after")
+    def _fitting_together(self) -> Self:
+        for field in ("targets", "experts", "benchmarks", "methods"):
+            names = [entry.name for entry in getattr(self, field)]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{field}: got {twice[0]!r} twice; give one another name")
+        known = {model.name: model for model in self.experts}
+        for model in self.targets:
+            if known.get(model.name, model) != model:
+                raise ValueError(f"targets and experts: got {model.name!r} with two settings")
+        for arm in self.methods:
+            if arm.expert is not None and arm.expert not in {"target", *known}:
+                raise ValueError(
+                    f"methods: got expert {arm.expert!r} of {arm.name!r}, but expected target"
+                    f"{''.join(f', {name}' for name in known)}"
+                )
+            if arm.needs_expert and not self.experts and arm.expert != "target":
+                raise ValueError(f"experts: got none, but the method {arm.name!r} needs one")
+            if arm.method == "prompt":
+                for benchmark in self.benchmarks:
+                    if not self.instruction(benchmark):
+                        raise ValueError(
+                            f"instructions: got none for the domain {benchmark.domain!r} of "
+                            f"{benchmark.name!r}, but the method {arm.name!r} needs one"
+                        )
+        if self.damage == "perplexity" and self.budget <= 1:
+            raise ValueError(f"budget: got {self.budget}, but expected more than 1")
+        return self
+
+    def instruction(self, benchmark: BenchmarkSettings) -> str:
+        """Return what the method "prompt" puts before a benchmark's questions."""
+        return benchmark.instruction or self.instructions.get(benchmark.domain, "")
+
+
+def _made(kind: type[Any], options: dict[str, Any]) -> Any:
+    known = kind().get_params()
+    for name in options:
+        if name not in known:
+            raise ParameterError(
+                f"Got the option {name!r}, but {kind.__name__} takes "
+                f"{', '.join(known) or 'no options'}."
+            )
+    made = kind(**options)
+    made._check_parameters()
+    return made
+
+
+def load_study(path: str | Path) -> StudySettings:
+    """Read a study's settings.
+
+    Parameters
+    ----------
+    path : str or Path
+        A YAML file.
+
+    Returns
+    -------
+    StudySettings
+
+    Raises
+    ------
+    ParameterError
+        Naming the field, what it got and what was expected.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ParameterError(f"Cannot read the study {path}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ParameterError(f"Got {path}, but it is not valid YAML: {reason}") from error
+    if not isinstance(values, dict):
+        raise ParameterError(f"Got {path}, but expected a mapping of fields to values.")
+    try:
+        settings = StudySettings.model_validate({"name": path.stem} | values)
+        for arm in settings.methods:
+            arm.steer()
+    except ValidationError as error:
+        raise ParameterError(f"{path}: {_explain(error)}") from error
+    except (ParameterError, TypeError) as error:
+        raise ParameterError(f"{path}: {error}") from error
+    return settings
+
+
+def _explain(error: ValidationError) -> str:
+    """Return the first thing that is wrong, with its field and the allowed values."""
+    models = {
+        "targets": ModelSettings,
+        "experts": ModelSettings,
+        "benchmarks": BenchmarkSettings,
+        "methods": ArmSettings,
+    }
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        model = models.get(str(first["loc"][0]), StudySettings)
+        fields = ", ".join((model if len(first["loc"]) > 1 else StudySettings).model_fields)
+        return f"got the unknown field {place}, but expected some of {fields}."
+    reason = first["msg"].removeprefix("Value error, ")
+    if not place or (first["type"] == "value_error" and len(first["loc"]) == 0):
+        return f"{reason}."
+    if first["type"] == "missing":
+        return f"got no {place}, but expected one."
+    return f"got {place}={first['input']!r}: {reason[0].lower()}{reason[1:]}."
