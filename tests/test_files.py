@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 
 import pytest
 
 from expertsteer.errors import ExpertSteerError
-from expertsteer.files import replacing, require_writable, write_text
+from expertsteer.files import (
+    is_finished,
+    replacing,
+    replacing_folder,
+    require_writable,
+    write_text,
+)
 
 
 def names(folder) -> list[str]:
@@ -52,6 +59,62 @@ def test_a_full_disk_is_one_message(tmp_path):
         write()
     assert str(caught.value) == f"Cannot write {path}: No space left on device."
     assert names(tmp_path) == []
+
+
+def make_folder(path, settings=None, error=None):
+    with replacing_folder(path) as scratch:
+        (scratch / "deep").mkdir()
+        (scratch / "deep" / "weights").write_text("all of them")
+        if error:
+            raise error
+        write_text(scratch / "record.json", json.dumps({"settings": settings}))
+
+
+def test_a_folder_is_there_when_it_is_finished(tmp_path):
+    path, settings = tmp_path / "above" / "made", {"rank": 8, "layers": (1, 2)}
+    assert not is_finished(path, "record.json", settings)
+    assert names(tmp_path) == []
+    make_folder(path, settings)
+    assert names(path) == ["deep", "record.json"]
+    assert names(path.parent) == ["made"]
+    assert is_finished(path, "record.json", settings)
+    with pytest.raises(ExpertSteerError, match="rank: 8 instead of 4"):
+        is_finished(path, "record.json", settings | {"rank": 4})
+    with pytest.raises(ExpertSteerError, match="holds something else"):
+        is_finished(path.parent, "record.json", settings)
+    with pytest.raises(ExpertSteerError, match="it is a file"):
+        is_finished(path / "record.json", "record.json", settings)
+    with pytest.raises(ExpertSteerError, match="Not a directory"):
+        is_finished(path / "record.json" / "made", "record.json", settings)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_folder_that_fails_leaves_nothing(tmp_path, error):
+    with pytest.raises(error):
+        make_folder(tmp_path / "made", error=error)
+    assert names(tmp_path) == []
+
+
+def test_a_folder_takes_an_empty_place_and_no_other(tmp_path):
+    (tmp_path / "made").mkdir()
+    assert not is_finished(tmp_path / "made", "record.json", {})
+    make_folder(tmp_path / "made", {})
+    with pytest.raises(ExpertSteerError, match=r"Cannot write .*made"):
+        make_folder(tmp_path / "made", {"other": 1})
+    assert is_finished(tmp_path / "made", "record.json", {})
+    assert names(tmp_path) == ["made"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permission bits of POSIX systems")
+def test_a_folder_has_the_permissions_of_any_new_one(tmp_path):
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "record.json").touch()
+    make_folder(tmp_path / "made")
+    for name in ("", "record.json"):
+        modes = [
+            stat.S_IMODE((tmp_path / folder / name).stat().st_mode) for folder in ("plain", "made")
+        ]
+        assert modes[0] == modes[1]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permission bits of POSIX systems")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from expertsteer.errors import ExpertSteerError
 
-__all__ = ["replacing", "require_writable", "write_text"]
+__all__ = ["is_finished", "replacing", "replacing_folder", "require_writable", "write_text"]
 
 
 @contextmanager
@@ -36,15 +39,108 @@ def replacing(path: str | Path) -> Iterator[Path]:
     scratch = _scratch_beside(path)
     try:
         yield scratch
-        # mkstemp makes files private; what replaces a normal file should be one.
-        umask = os.umask(0)
-        os.umask(umask)
-        scratch.chmod(0o666 & ~umask)
+        scratch.chmod(0o666 & ~_umask())
         os.replace(scratch, path)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path`` when all went well.
+
+    Parameters
+    ----------
+    path : str or Path
+        A folder that is not there yet, or empty; the one above it is made if missing.
+
+    Yields
+    ------
+    Path
+        An empty folder beside it.
+
+    Raises
+    ------
+    ExpertSteerError
+        If the folder above cannot be made or written, or ``path`` holds something by the
+        time of the move.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        yield scratch
+        for made in (scratch, *scratch.rglob("*")):
+            made.chmod((0o777 if made.is_dir() else 0o666) & ~_umask())
+        os.replace(scratch, path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def is_finished(folder: str | Path, record: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether a folder holds the finished work of some settings.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Made by `replacing_folder`, so that it is there only when finished.
+    record : str
+        The JSON file in it whose field ``settings`` tells what it was made with.
+    settings : mapping of str to JSON types
+
+    Returns
+    -------
+    bool
+        False where the work is to be done and its place can be written.
+
+    Raises
+    ------
+    ExpertSteerError
+        If the folder holds something else, is a file, or cannot be made.
+    """
+    folder = Path(folder)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ExpertSteerError(f"Cannot write the folder {folder}: it is a file.")
+    if folder.is_dir() and any(folder.iterdir()):
+        try:
+            known = json.loads((folder / record).read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ExpertSteerError(
+                f"Got the folder {folder}, which holds something else, but expected a new one. "
+                "Name another folder."
+            ) from error
+        differences = _differences(known, json.loads(json.dumps(settings)))
+        if differences:
+            raise ExpertSteerError(
+                f"Got the folder {folder}, which was made with other settings ("
+                f"{'; '.join(differences)}). Name another folder, or remove it."
+            )
+        return True
+    require_writable(folder.parent / f"{folder.name}.json")
+    return False
+
+
+def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    names = sorted(known.keys() | wanted.keys())
+    return [
+        f"{name}: {known.get(name)!r} instead of {wanted.get(name)!r}"
+        for name in names
+        if known.get(name) != wanted.get(name)
+    ]
+
+
+def _umask() -> int:
+    # tempfile makes things private; what replaces a normal file should be one.
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def require_writable(path: str | Path) -> None:

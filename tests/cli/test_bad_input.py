@@ -187,8 +187,8 @@ def test_prompts_and_sampling_that_cannot_be_used(world, made, refused, options,
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ([], ("--data and --prompts",)),
-        (["--data", "{data}", "--prompts", "{words}"], ("--data and --prompts",)),
+        ([], ("none of --data, --prompts",)),
+        (["--data", "{data}", "--prompts", "{words}"], ("Got --data and --prompts of",)),
         (["--data", "{data}", "--judge", "vader"], ("--judge with --data",)),
         (["--data", "{data}", "--temperature", 1], ("--temperature with --data",)),
         (["--prompts", "{words}", "--letters"], ("--letters with --prompts",)),

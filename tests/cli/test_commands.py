@@ -440,6 +440,49 @@ def test_kinds_of_the_command_line_are_those_of_the_library():
     assert [kind.value for kind in KindName] == ["auto", *KINDS]
 
 
+def test_evaluate_runs_tasks_of_the_harness(world, made, run, work, monkeypatch):
+    pytest.importorskip("lm_eval")
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", work / "datasets")
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda _results: None)
+    words = ["book", "meal", "film"]
+    rows = [{"q": f"{'the ' * 70 * (n == 0)}{word} day"} for n, word in enumerate(words)]
+    Path("rows.json").write_text("\n".join(map(json.dumps, rows)))
+    Path("mine").mkdir()
+    task = {
+        "task": "mine",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(work / "rows.json")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "q",
+        "doc_to_choice": ["good", "bad"],
+        "doc_to_target": 0,
+    }
+    Path("mine/mine.yaml").write_text(yaml.safe_dump(task))
+    asks = ["evaluate", "-t", world.target, "--lm-eval", "mine", "--include-path", "mine"]
+    asks += ["-o", "out", "--text", world.text, "--n-plain", 5]
+    outcome = run(*asks, "-p", made / "pack.safetensors", "-s", 0.3)
+    assert outcome.code == 0, outcome.err
+    shown = ("mine, 3 questions (1 lost their beginning", "acc_norm", "+0.3", "5 plain texts")
+    assert all(text in outcome.out for text in shown), outcome.out
+    again = run("evaluate", "--config", "out/evaluate.yaml", "--json").json
+    assert again["tasks"]["mine"]["n_cut"] == 1
+    assert len(Path("out/rows.jsonl").read_text().splitlines()) == 6
+    for more, message in (
+        (["-d", world.data], "Got --data and --lm-eval of"),
+        (["--letters"], "Got --letters with --lm-eval"),
+        (["--column", "a=b"], "Got --column with --lm-eval"),
+    ):
+        refused = run(*asks, *more)
+        assert refused.code == 1
+        assert message in refused.err
+    alone = run("evaluate", "-t", world.target, "-d", "rows.json", "--include-path", "mine")
+    assert "--include-path with --data" in alone.err
+
+
 def test_calibrate_writes_a_pack_with_its_own_strength(world, made, run, work):
     asks = ["calibrate", "-t", world.target, "-p", made / "pack.safetensors", "-d", world.data]
     asks += ["--text", world.text, "--n-plain", 8, "--n-trials", 4, "--budget", 2]

@@ -12,8 +12,17 @@ import torch
 from expertsteer import SteeringPack
 from expertsteer.data import RenderedText, load_examples
 from expertsteer.errors import DataError
-from expertsteer.evaluation.intervals import mean_interval
-from expertsteer.evaluation.multiple_choice import ChoiceTask, questions_of, score_questions
+from expertsteer.evaluation.intervals import (
+    mean_interval,
+    statistic_interval,
+    strata_interval,
+)
+from expertsteer.evaluation.multiple_choice import (
+    ChoiceTask,
+    Question,
+    questions_of,
+    score_questions,
+)
 from expertsteer.evaluation.row_file import RowFile
 from expertsteer.evaluation.run import evaluate
 from expertsteer.evaluation.scoring import (
@@ -141,6 +150,35 @@ def test_rows_follow_from_their_log_likelihoods(data):
         assert row["acc_letter"] == (np.argmax(row["letter_log_likelihoods"]) == question.right)
         expected = np.exp(scores[question.right]) / np.exp(scores).sum()
         assert row["probability"] == pytest.approx(expected, rel=1e-6)
+        assert row["log_odds"] == pytest.approx(np.log(expected / (1 - expected)), rel=1e-6)
+        assert row["is_cut"] is False
+
+
+def test_questions_and_texts_that_do_not_fit_are_counted(tmp_path):
+    model = tiny_language_model("llama")
+    answers = (" w1", " w2 w3")
+    questions = (
+        Question("long", "w5 " * (CONTEXT + 1), answers, 0, False),
+        Question("short", "w5 w6", answers, 1, False),
+        # Fits alone, but not with the answers listed in the prompt.
+        Question("with letters", "w5 " * (CONTEXT - 5), answers, 1, False),
+    )
+    plain = ["w1 w2", "w3 " * (CONTEXT + 9)]
+    with pytest.warns(UserWarning, match="3 of 6 prompts") as caught:
+        result = evaluate(
+            model, ChoiceTask(questions, True), tmp_path, plain_text=plain, progress=False
+        )
+    assert any("1 of 2 texts" in str(warning.message) for warning in caught)
+    assert (result.n_questions, result.n_cut) == (3, 2)
+    assert (result.n_plain_texts, result.n_plain_cut) == (2, 1)
+    for name, key, expected in (
+        ("rows", "name", {"long": True, "short": False, "with letters": True}),
+        ("plain", "text", {0: False, 1: True}),
+    ):
+        rows = map(json.loads, (tmp_path / f"{name}.jsonl").read_text().splitlines())
+        assert {row[key]: row["is_cut"] for row in rows} == expected
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["n_cut"], summary["n_plain_cut"]) == (2, 1)
 
 
 def test_an_evaluation_can_be_recomputed_from_its_rows(task, pack, tmp_path):
@@ -212,6 +250,22 @@ def test_a_damaged_row_is_named(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\nnonsense\n{"a": 2}\n')
     with pytest.raises(DataError, match="line 2"):
         RowFile(tmp_path / "rows.jsonl")
+
+
+def test_intervals_of_statistics_and_strata_are_those_of_means():
+    values = np.random.default_rng(1).normal(3, 1, 400)
+    low, high = mean_interval(values)
+    of_statistic = statistic_interval(lambda rows: float(values[rows].mean()), len(values))
+    assert of_statistic == pytest.approx((low, high), abs=0.02)
+    # Strata of one mean each: weighted by size, the same mean but for a narrower interval.
+    strata = [values[:100], values[100:]]
+    assert strata_interval(strata, [100, 300]) == pytest.approx((low, high), abs=0.02)
+    apart = [values[:200], values[200:] + 100]
+    found = strata_interval(apart, [1, 1])
+    assert found[1] - found[0] == pytest.approx(high - low, rel=0.1)
+    assert found[0] < (apart[0].mean() + apart[1].mean()) / 2 < found[1]
+    nothing = statistic_interval(lambda rows: float("nan"), 3)
+    assert np.isnan(nothing).all()
 
 
 def test_intervals_hold_the_mean_and_shrink_with_more_items():

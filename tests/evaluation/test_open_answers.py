@@ -114,7 +114,8 @@ def test_prompts_that_do_not_fit_are_counted_and_room_is_checked():
     model = tiny_language_model("llama")
     long = OpenQuestion("long", "w3 " * (CONTEXT + 1), "1")
     with pytest.warns(UserWarning, match="1 of 1 prompts"):
-        answer_questions(model, [long], max_new_tokens=4, progress=False)
+        (row,) = answer_questions(model, [long], max_new_tokens=4, progress=False)
+    assert row["is_cut"] is True
     with pytest.raises(ParameterError, match=f"holds {CONTEXT}"):
         answer_questions(model, [long], max_new_tokens=CONTEXT, progress=False)
 
@@ -124,7 +125,7 @@ def test_open_questions_are_evaluated_and_continued(path, tmp_path):
     task = load_task(path, model, max_new_tokens=4, batch_size=2)
     assert isinstance(task, OpenTask)
     result = evaluate(model, task, tmp_path / "out", progress=False)
-    assert result.n_questions == 6
+    assert (result.n_questions, result.n_cut) == (6, 0)
     assert set(result.measurements[0.0]) == {"exact_match"}
     rows = tmp_path / "out" / "rows.jsonl"
     whole = sorted(rows.read_text().splitlines())

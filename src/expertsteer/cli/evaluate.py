@@ -11,6 +11,7 @@ import typer
 from expertsteer.cli import options
 from expertsteer.cli.config import write_config
 from expertsteer.cli.show import answer, evaluation_tables, print_json, say
+from expertsteer.errors import ParameterError
 
 __all__ = ["evaluate"]
 
@@ -23,11 +24,60 @@ class SplitName(str, Enum):
     train = "train"
 
 
+_GENERATIONS = ("--prompts",)
+_ROWS = ("--data", "--prompts")
+# Options that not every source has a use for: their defaults, and the sources that have.
+_SERVES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "kind": (options.KindName.auto, _ROWS),
+    "columns": ([], _ROWS),
+    "roles": ([], _ROWS),
+    "max_new_tokens": (None, _ROWS),
+    "seed": (0, _ROWS),
+    "split": (SplitName.test, ("--data",)),
+    "letters": (False, ("--data",)),
+    "n_shots": (None, ("--data", "--lm-eval")),
+    "include_path": (None, ("--lm-eval",)),
+    "judges": ([], _GENERATIONS),
+    "judge_encoder": (None, _GENERATIONS),
+    "fluency_model": (None, _GENERATIONS),
+    "n_samples": (1, _GENERATIONS),
+    "temperature": (0.0, _GENERATIONS),
+    "top_p": (1.0, _GENERATIONS),
+    "positive": (None, _GENERATIONS),
+    "negative": (None, _GENERATIONS),
+}
+_SINGULAR = {"columns": "column", "roles": "role", "judges": "judge"}
+
+
+def _refuse_others(source: str, given: dict[str, Any]) -> None:
+    """Raise for options that are set and mean nothing beside a source."""
+    for name, (default, sources) in _SERVES.items():
+        if source not in sources and (given[name] or default) != default:
+            option = _SINGULAR.get(name, name.replace("_", "-"))
+            raise ParameterError(
+                f"Got --{option} with {source}, but expected it with {' or '.join(sources)} alone. "
+                "Leave it out."
+            )
+
+
 def evaluate(
     context: typer.Context,
     target: options.TargetModel,
     data: options.OptionalDataFile = None,
     prompts: options.PromptFile = None,
+    lm_eval: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lm-eval",
+            metavar="TASK",
+            help="In place of --data: a task, a group or a pattern of the lm-evaluation-harness. "
+            "Repeatable.",
+        ),
+    ] = None,
+    include_path: Annotated[
+        Path | None,
+        typer.Option(help="With --lm-eval: a folder of task files of your own."),
+    ] = None,
     output: options.OutputFolder = Path("evaluation"),
     pack: Annotated[
         Path | None, typer.Option("--pack", "-p", help="A pack; default: the target as it is.")
@@ -44,8 +94,13 @@ def evaluate(
         bool, typer.Option("--letters", help="Also ask for the letter of the answer.")
     ] = False,
     n_shots: Annotated[
-        int, typer.Option(min=0, help="Solved questions before each one, for open answers.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Solved questions before each one, for open answers (default: 0) and --lm-eval "
+            "(default: the task's own).",
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
@@ -71,7 +126,14 @@ def evaluate(
     positive: options.PositiveLabel = None,
     negative: options.NegativeLabel = None,
     roles: options.RoleOption = None,
-    limit: options.Limit = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most questions: of --data, drawn at random; of each task of --lm-eval, the "
+            "first ones.",
+        ),
+    ] = None,
     chat_template: options.ChatTemplate = False,
     dtype: options.Dtype = options.DtypeName.auto,
     device: options.Device = None,
@@ -90,36 +152,26 @@ def evaluate(
     -s 0.05 -s 0.1 -o arc
 
     Multiple choice and yes/no questions are scored by log-likelihood as lm-eval does; questions
-    without choices are answered by greedy generation and matched as numbers or text. Prompts are
-    continued and scored by judges that know nothing of the pack. The folder gets a row an item;
+    without choices are answered by greedy generation and matched as numbers or text. With --prompts
+    texts are continued and scored by judges that know nothing of the pack, with --lm-eval the
+    harness itself asks the questions of its tasks. The folder gets a row an item;
     the same command continues an interrupted run.
     """
     from expertsteer.data import load_plain_text
-    from expertsteer.errors import ParameterError
     from expertsteer.evaluation import evaluate as evaluate_target
-    from expertsteer.evaluation import load_generations, load_task
+    from expertsteer.evaluation import evaluate_harness_tasks, load_generations, load_task
     from expertsteer.models import load_model
     from expertsteer.pack import SteeringPack
     from expertsteer.steering import check_strength
 
-    if (data is None) == (prompts is None):
+    asked = {"--data": data, "--prompts": prompts, "--lm-eval": lm_eval}
+    named_sources = [name for name, value in asked.items() if value]
+    if len(named_sources) != 1:
         raise ParameterError(
-            "Got both or neither of --data and --prompts, but expected one of them."
+            f"Got {' and '.join(named_sources) or 'none'} of --data, --prompts and --lm-eval, but "
+            "expected one of them."
         )
-    if data:
-        options.refuse(
-            "--data",
-            judge=judges,
-            judge_encoder=judge_encoder,
-            fluency_model=fluency_model,
-            n_samples=n_samples > 1,
-            temperature=temperature,
-            top_p=top_p != 1,
-            positive=positive,
-            negative=negative,
-        )
-    else:
-        options.refuse("--prompts", letters=letters, n_shots=n_shots)
+    _refuse_others(named_sources[0], context.params)
     wanted = [check_strength(value) for value in strengths or []]
     if wanted and pack is None:
         raise ParameterError("Got --strength without a pack, but expected one to steer with.")
@@ -129,42 +181,55 @@ def evaluate(
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)
     model = load_model(loading.source(target, target_revision))
     common: dict[str, Any] = {
-        "kind": kind.value,
-        "columns": named,
-        "roles": serving,
         "batch_size": batch_size,
         "chat_template": chat_template,
         "limit": limit,
-        "seed": seed,
-    } | ({"max_new_tokens": max_new_tokens} if max_new_tokens else {})
-    if prompts:
-        task = load_generations(
-            prompts,
+    }
+    steered: dict[str, Any] = {
+        "pack": known,
+        "strengths": wanted,
+        "positions": positions.value,
+        "plain_text": plain,
+        "force": force,
+    }
+    if lm_eval:
+        result = evaluate_harness_tasks(
             model,
-            judges=judges or (),
-            positive=positive,
-            negative=negative,
-            encoder=judge_encoder,
-            fluency=loading.source(fluency_model) if fluency_model else None,
-            n_samples=n_samples,
-            temperature=temperature,
-            top_p=top_p,
+            lm_eval,
+            output,
+            n_shots=n_shots,
+            include_path=include_path,
             **common,
+            **steered,
         )
     else:
-        task = load_task(
-            str(data), model, split=split.value, letters=letters, n_shots=n_shots, **common
-        )
-    result = evaluate_target(
-        model,
-        task,
-        output,
-        pack=known,
-        strengths=wanted,
-        positions=positions.value,
-        plain_text=plain,
-        force=force,
-    )
+        common |= {"kind": kind.value, "columns": named, "roles": serving, "seed": seed}
+        if max_new_tokens:
+            common["max_new_tokens"] = max_new_tokens
+        if prompts:
+            task = load_generations(
+                prompts,
+                model,
+                judges=judges or (),
+                positive=positive,
+                negative=negative,
+                encoder=judge_encoder,
+                fluency=loading.source(fluency_model) if fluency_model else None,
+                n_samples=n_samples,
+                temperature=temperature,
+                top_p=top_p,
+                **common,
+            )
+        else:
+            task = load_task(
+                str(data),
+                model,
+                split=split.value,
+                letters=letters,
+                n_shots=n_shots or 0,
+                **common,
+            )
+        result = evaluate_target(model, task, output, **steered)
     write_config(context, output / "evaluate")
     if as_json:
         print_json(result.to_dict())

@@ -409,22 +409,6 @@ def role_names(roles: list[str] | None) -> dict[str, str]:
     return named_values("--role", roles, "ROLE=SPLIT, such as test=validation_matched")
 
 
-def refuse(other: str, **given: object) -> None:
-    """Raise for options that mean nothing beside another one.
-
-    Raises
-    ------
-    ParameterError
-        Naming the first one that is set.
-    """
-    for name, value in given.items():
-        if value:
-            raise ParameterError(
-                f"Got --{name.replace('_', '-')} with {other}, which has no use for it. Leave it "
-                "out."
-            )
-
-
 def load_data(
     source: str,
     *,

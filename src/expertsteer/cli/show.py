@@ -16,6 +16,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from expertsteer.calibration import Calibration
     from expertsteer.comparison import Comparison
+    from expertsteer.evaluation.damage import Damage
+    from expertsteer.evaluation.harness_run import HarnessEvaluation, TaskEvaluation
     from expertsteer.evaluation.run import Evaluation
     from expertsteer.generation import Generation
     from expertsteer.pack import LayerPair
@@ -142,52 +144,77 @@ def generation_table(generations: Sequence[Generation]) -> Table:
     return table
 
 
-def evaluation_tables(evaluation: Evaluation) -> Group:
+def evaluation_tables(evaluation: Evaluation | HarnessEvaluation) -> Group:
     """Return the tables of an evaluation: answers and damage by strength."""
-    task = evaluation.provenance["task"]
-    items = "prompts" if task["kind"] == "generations" else "questions"
-    caption = f"95 % bootstrap intervals over the {items}; changes from unsteered are paired"
-    for judge in task.get("judges", ()):
+    from expertsteer.evaluation.run import Evaluation
+
+    if isinstance(evaluation, Evaluation):
+        task = evaluation.provenance["task"]
+        items = "prompts" if task["kind"] == "generations" else "questions"
+        title = f"{evaluation.n_questions} {items}"
+        tables = [_answers_table(title, evaluation, task.get("judges", ()))]
+    else:
+        tables = [
+            _answers_table(f"{name}, {task.n_questions} questions", task)
+            for name, task in evaluation.tasks.items()
+        ]
+    if evaluation.perplexity:
+        tables.append(_damage_table(evaluation))
+    return Group(*tables)
+
+
+def _answers_table(
+    title: str, answered: Evaluation | TaskEvaluation, judges: Sequence[dict[str, Any]] = ()
+) -> Table:
+    caption = "95 % bootstrap intervals over the items; changes from unsteered are paired"
+    for judge in judges:
         if "accuracy" in judge:
             caption += (
                 f"; {judge['name']}: accuracy {judge['accuracy']:.3f} on {judge['n_held_out']} "
                 f"held-out texts, {judge['majority']:.3f} of them of the larger class"
             )
-    answers = Table(
-        title=f"{evaluation.n_questions} {items}",
+    if answered.n_cut:
+        title += f" ({answered.n_cut} lost their beginning to the context length)"
+    table = Table(
+        title=title,
         title_justify="left",
         caption=caption,
         caption_justify="left",
     )
     for name in ("strength", "metric"):
-        answers.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=True)
     for name in ("mean", "95 % interval", "change", "95 % interval"):
-        answers.add_column(name, justify="right", no_wrap=True)
-    for strength, metrics in evaluation.measurements.items():
+        table.add_column(name, justify="right", no_wrap=True)
+    for strength, metrics in answered.measurements.items():
         for metric, found in metrics.items():
             change = [_figure(found.change, "+"), _figures(found.change_interval, "+")]
-            answers.add_row(
+            table.add_row(
                 _strength(strength),
                 metric,
                 _figure(found.mean),
                 _figures(found.interval),
                 *(change if strength else ["–", "–"]),
             )
-        answers.add_section()
-    if not evaluation.perplexity:
-        return Group(answers)
-    damage = Table(title=f"{evaluation.n_plain_texts} plain texts", title_justify="left")
-    damage.add_column("strength")
+        table.add_section()
+    return table
+
+
+def _damage_table(damage: Damage) -> Table:
+    title = f"{damage.n_plain_texts} plain texts"
+    if damage.n_plain_cut:
+        title += f" ({damage.n_plain_cut} lost their end to the context length)"
+    table = Table(title=title, title_justify="left")
+    table.add_column("strength")
     for name in ("perplexity", "times unsteered", "KL a token (nats)"):
-        damage.add_column(name, justify="right")
-    for strength, perplexity in evaluation.perplexity.items():
-        damage.add_row(
+        table.add_column(name, justify="right")
+    for strength, perplexity in damage.perplexity.items():
+        table.add_row(
             _strength(strength),
             f"{perplexity:,.1f}",
-            f"{perplexity / evaluation.perplexity[0.0]:,.2f}",
-            f"{evaluation.divergence[strength]:.4f}",
+            f"{perplexity / damage.perplexity[0.0]:,.2f}",
+            f"{damage.divergence[strength]:.4f}",
         )
-    return Group(answers, damage)
+    return table
 
 
 def calibration_table(calibration: Calibration) -> Table:

@@ -1,5 +1,6 @@
 """Evaluation: what a vector does, and at what price."""
 
+from expertsteer.evaluation.damage import Damage
 from expertsteer.evaluation.effect import perplexity, word_log_odds
 from expertsteer.evaluation.generations import (
     GenerationTask,
@@ -8,8 +9,14 @@ from expertsteer.evaluation.generations import (
     load_generations,
     repetition,
 )
+from expertsteer.evaluation.harness_run import (
+    HarnessEvaluation,
+    TaskEvaluation,
+    evaluate_harness_tasks,
+)
 from expertsteer.evaluation.intervals import mean_interval
 from expertsteer.evaluation.judges import ClassifierJudge, Judge, VaderJudge, load_judge
+from expertsteer.evaluation.measurements import Measurement
 from expertsteer.evaluation.multiple_choice import (
     ChoiceTask,
     Question,
@@ -23,7 +30,7 @@ from expertsteer.evaluation.open_answers import (
     load_open_questions,
 )
 from expertsteer.evaluation.preference import choose_by_preference, preference_gap, require_model
-from expertsteer.evaluation.run import Evaluation, Measurement, evaluate
+from expertsteer.evaluation.run import Evaluation, evaluate
 from expertsteer.evaluation.scoring import (
     ContinuationScore,
     Request,
@@ -38,8 +45,10 @@ __all__ = [
     "ChoiceTask",
     "ClassifierJudge",
     "ContinuationScore",
+    "Damage",
     "Evaluation",
     "GenerationTask",
+    "HarnessEvaluation",
     "Judge",
     "Measurement",
     "OpenPrompt",
@@ -47,6 +56,7 @@ __all__ = [
     "OpenTask",
     "Question",
     "Request",
+    "TaskEvaluation",
     "TokenDamage",
     "VaderJudge",
     "answer_questions",
@@ -55,6 +65,7 @@ __all__ = [
     "continuation_perplexities",
     "encode_request",
     "evaluate",
+    "evaluate_harness_tasks",
     "load_generations",
     "load_judge",
     "load_open_questions",

@@ -34,7 +34,17 @@ __all__ = [
 
 _NGRAM = 4
 # What a row holds beside the judges' scores.
-_FIELDS = ("strength", "name", "group", "prompt", "text", "perplexity", "rep_4", "n_words")
+_FIELDS = (
+    "strength",
+    "name",
+    "group",
+    "is_cut",
+    "prompt",
+    "text",
+    "perplexity",
+    "rep_4",
+    "n_words",
+)
 
 
 @dataclass(frozen=True)
@@ -191,9 +201,9 @@ class GenerationTask:
             Some of this task's.
         on_rows : callable
             Called with the rows of each batch as soon as it is finished: ``name``,
-            ``group``, ``prompt``, ``text``, a score for every judge by its name,
-            ``perplexity`` (see `continuation_perplexities`), ``rep_4`` (see
-            `repetition`) and ``n_words``.
+            ``group``, ``is_cut`` (never: `check` refuses prompts that do not fit),
+            ``prompt``, ``text``, a score for every judge by its name, ``perplexity`` (see
+            `continuation_perplexities`), ``rep_4`` (see `repetition`) and ``n_words``.
         progress : bool
         """
         options = sampling_options(self.temperature, self.top_p)
@@ -225,7 +235,7 @@ class GenerationTask:
 
     def _rows(self, prompts: Sequence[OpenPrompt], texts: Sequence[str]) -> list[dict[str, Any]]:
         rows = [
-            {"name": q.name, "group": q.group, "prompt": q.prompt, "text": text}
+            {"name": q.name, "group": q.group, "is_cut": False, "prompt": q.prompt, "text": text}
             for q, text in zip(prompts, texts, strict=True)
         ]
         columns: dict[str, Sequence[Any]] = {j.name: j.score(texts) for j in self.judges}

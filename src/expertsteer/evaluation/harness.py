@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,7 @@ class SteeredHarnessModel(_HarnessModel):
         self.pretrained = _origin(self.language_model)
         self.revision = self.language_model.revision or "main"
         self.truncated = 0
+        self._cut: set[tuple[str, ...]] = set()
         self._steering_info: dict[str, Any] = {"steered": pack is not None}
         if pack is not None:
             self._steering_info |= {
@@ -153,6 +154,10 @@ class SteeredHarnessModel(_HarnessModel):
     def get_model_info(self) -> dict[str, Any]:
         """Return what the harness writes into its results about the model."""
         return super().get_model_info() | self._steering_info
+
+    def lost_beginning(self, arguments: Sequence[Any]) -> bool:
+        """Return whether a request of these arguments was longer than the window."""
+        return tuple(text for text in arguments if isinstance(text, str)) in self._cut
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood of whole texts, in windows of the model's length."""
@@ -189,7 +194,9 @@ class SteeredHarnessModel(_HarnessModel):
         """Encode prompts into padded ids and their mask, and count what does not fit."""
         ids, mask = super().tok_batch_encode(strings, padding_side, None, truncation)
         if left_truncate_len:
-            self.truncated += int((mask.sum(1) > left_truncate_len).sum())
+            is_cut = (mask.sum(1) > left_truncate_len).tolist()
+            self.truncated += sum(is_cut)
+            self._cut.update((text,) for text, cut in zip(strings, is_cut, strict=True) if cut)
             ids, mask = ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
         return ids, mask
 
@@ -211,8 +218,12 @@ class SteeredHarnessModel(_HarnessModel):
         # By context, then by continuation: the places of the requests for it.
         grouped: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
         self.truncated = 0
-        for place, (_, context, continuation) in enumerate(asked):
+        for place, (texts, context, continuation) in enumerate(asked):
             kept = self._fitted(context, continuation)
+            if len(kept) < len(context):
+                self.truncated += 1
+                if texts is not None:
+                    self._cut.add(tuple(texts))
             grouped.setdefault(kept, {}).setdefault(tuple(continuation), []).append(place)
         self._report_truncation(len(asked))
 
@@ -239,7 +250,7 @@ class SteeredHarnessModel(_HarnessModel):
         return answers
 
     def _fitted(self, context: list[int], continuation: list[int]) -> tuple[int, ...]:
-        """Return the newest tokens of a context that fit the window, and count a loss."""
+        """Return the newest tokens of a context that fit the window."""
         # The newest token is predicted and never read.
         room = self.max_length + 1 - len(continuation)
         if not context or not continuation or room < 1:
@@ -248,7 +259,6 @@ class SteeredHarnessModel(_HarnessModel):
                 f"{len(continuation)}, but expected at least one of each and at most "
                 f"{self.max_length} to continue with."
             )
-        self.truncated += len(context) > room
         return tuple(context[-room:])
 
     def _report_truncation(self, n_requests: int) -> None:

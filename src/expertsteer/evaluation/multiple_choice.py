@@ -138,11 +138,8 @@ class ChoiceTask:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Fields of a row that are averaged."""
-        return (
-            *("acc", "acc_norm"),
-            *(("acc_letter",) if self.letters else ()),
-            *("probability", "log_odds"),
-        )
+        letters = ("acc_letter",) if self.letters else ()
+        return ("acc", "acc_norm", *letters, "probability", "log_odds")
 
     def summary(self) -> dict[str, Any]:
         """Return what decides the rows, as plain JSON types."""
@@ -192,8 +189,9 @@ def score_questions(
         ``log_likelihoods`` (nats) and ``characters`` of the answers, then 0 or 1 for
         ``acc`` (highest log-likelihood), ``acc_norm`` (highest a
         character of the answer, as lm-eval's acc_norm) and, with ``letters``,
-        ``acc_letter``; ``probability`` of the right answer among the answers, and
-        ``log_odds`` of it against all others, in nats.
+        ``acc_letter``; ``probability`` of the right answer among the answers and its
+        ``log_odds`` against all others together (nats); ``is_cut``, whether a prompt lost
+        its beginning.
 
     Notes
     -----
@@ -201,7 +199,7 @@ def score_questions(
     a warning says how many do.
     """
     requests: list[Request] = []
-    n_cut = 0
+    cut: list[bool] = []
     for question in questions:
         wanted = [(question.prompt, question.answers)]
         if letters:
@@ -211,8 +209,8 @@ def score_questions(
                 model, prompt, answers, has_special_tokens=question.has_special_tokens
             )
             requests.append(request)
-            n_cut += is_cut
-    warn_of_cut_prompts(model, n_cut, len(requests))
+            cut.append(is_cut)
+    warn_of_cut_prompts(model, sum(cut), len(requests))
     parts = 2 if letters else 1
     found: dict[int, list[float]] = {}
     rows: list[dict[str, Any]] = []
@@ -224,7 +222,8 @@ def score_questions(
             first = place - place % parts
             if all(first + part in found for part in range(parts)):
                 likelihoods = [found.pop(first + part) for part in range(parts)]
-                new.append(_row(questions[first // parts], *likelihoods))
+                is_cut = any(cut[first : first + parts])
+                new.append(_row(questions[first // parts], is_cut, *likelihoods))
         rows.extend(new)
         if on_rows is not None and new:
             on_rows(new)
@@ -245,12 +244,16 @@ def _lettered(question: Question) -> tuple[str, tuple[str, ...]]:
 
 
 def _row(
-    question: Question, likelihoods: list[float], letters: list[float] | None = None
+    question: Question,
+    is_cut: bool,
+    likelihoods: list[float],
+    letters: list[float] | None = None,
 ) -> dict[str, Any]:
     values = np.array(likelihoods)
     # As lm-eval counts: the answer without the space before it.
     characters = [len(answer.strip()) for answer in question.answers]
     shares = np.exp(values - values.max())
+    others = np.delete(values, question.right)
     row = {
         "name": question.name,
         "right": question.right,
@@ -259,9 +262,8 @@ def _row(
         "acc": int(values.argmax() == question.right),
         "acc_norm": int((values / characters).argmax() == question.right),
         "probability": float(shares[question.right] / shares.sum()),
-        "log_odds": float(
-            values[question.right] - np.logaddexp.reduce(np.delete(values, question.right))
-        ),
+        "log_odds": float(values[question.right] - np.logaddexp.reduce(others)),
+        "is_cut": is_cut,
     }
     if letters is not None:
         row["letter_log_likelihoods"] = letters

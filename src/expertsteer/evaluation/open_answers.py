@@ -227,8 +227,8 @@ def answer_questions(
     Returns
     -------
     list of dict
-        A row a question: ``name``, ``answer``, ``generated``, ``extracted`` and
-        ``exact_match``, 0 or 1.
+        A row a question: ``name``, ``answer``, ``generated``, ``extracted``,
+        ``exact_match``, 0 or 1, and ``is_cut``, whether the prompt lost its beginning.
 
     Notes
     -----
@@ -247,15 +247,18 @@ def answer_questions(
         ]
         for q in questions
     ]
-    n_cut = sum(len(ids) > room for ids in encoded)
-    warn_of_cut_prompts(model, n_cut, len(questions))
+    cut = [len(ids) > room for ids in encoded]
+    warn_of_cut_prompts(model, sum(cut), len(questions))
     order = sorted(range(len(questions)), key=lambda n: len(encoded[n]), reverse=True)
     rows: list[dict[str, Any]] = []
     with tqdm(total=len(order), desc="answering", delay=1, disable=not progress) as bar:
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
             texts = _generate(model, [encoded[n][-room:] for n in places], max_new_tokens)
-            new = [_row(questions[n], text) for n, text in zip(places, texts, strict=True)]
+            new = [
+                _row(questions[n], text) | {"is_cut": cut[n]}
+                for n, text in zip(places, texts, strict=True)
+            ]
             rows += new
             if on_rows is not None:
                 on_rows(new)

@@ -1,4 +1,4 @@
-"""A file of JSON rows that an interrupted run continues: no row twice, none lost."""
+"""Files of JSON rows that an interrupted run continues: no row twice, none lost."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from expertsteer.errors import DataError
+from expertsteer.files import write_text
 from expertsteer.models.cache import require_disk
 
-__all__ = ["RowFile", "read_json_lines"]
+__all__ = ["RowFile", "claim_folder", "read_json_lines"]
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -75,3 +76,35 @@ class RowFile:
 
     def __exit__(self, *details: object) -> None:
         self._file.close()
+
+
+def claim_folder(folder: Path, provenance: dict[str, Any]) -> None:
+    """Note in ``run.json`` whose folder this is.
+
+    Parameters
+    ----------
+    folder : Path
+    provenance : dict
+        What decides the rows.
+
+    Raises
+    ------
+    DataError
+        If the folder holds another run.
+    """
+    path = folder / "run.json"
+    # As JSON has it: tuples have become lists.
+    wanted = json.loads(json.dumps(provenance))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        write_text(path, json.dumps(wanted, indent=2))
+        return
+    except ValueError as error:
+        raise DataError(f"Got {path}, but expected JSON. Name another folder.") from error
+    differing = [name for name in wanted if found.get(name) != wanted[name]]
+    if differing:
+        raise DataError(
+            f"Got the folder {folder} of another run ({', '.join(differing)} differ), but expected "
+            "an empty one or the same run's. Name another folder or remove this one."
+        )

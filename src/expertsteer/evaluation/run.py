@@ -4,74 +4,49 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from expertsteer.data import RenderedText
-from expertsteer.errors import DataError
+from expertsteer.evaluation.damage import Damage, measure_damage
 from expertsteer.evaluation.generations import GenerationTask
-from expertsteer.evaluation.intervals import mean_interval
+from expertsteer.evaluation.measurements import Measurement, measure_means
 from expertsteer.evaluation.multiple_choice import ChoiceTask
 from expertsteer.evaluation.open_answers import OpenTask
-from expertsteer.evaluation.row_file import RowFile
-from expertsteer.evaluation.scoring import token_divergences
+from expertsteer.evaluation.row_file import RowFile, claim_folder
 from expertsteer.files import write_text
 from expertsteer.models import LanguageModel
 from expertsteer.pack import SteeringPack
 from expertsteer.provenance import describe_machine, package_versions
 from expertsteer.steering import Steering
 
-__all__ = ["Evaluation", "Measurement", "evaluate"]
+__all__ = ["Evaluation", "describe_run", "evaluate", "steering_by_strength"]
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """The mean of a metric over items.
-
-    Attributes
-    ----------
-    mean : float
-    interval : tuple of (float, float)
-        95 % bootstrap interval over the items.
-    change : float
-        From unsteered, on the same items.
-    change_interval : tuple of (float, float)
-        95 % paired bootstrap interval.
-    """
-
-    mean: float
-    interval: tuple[float, float]
-    change: float
-    change_interval: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Damage):
     """What a target answers at every strength, and what steering costs.
 
     Attributes
     ----------
     measurements : dict of float to dict of str to Measurement
-        By strength (0 is unsteered) and metric; means are over items, of which each is a
-        question or all samples of a prompt. A metric that no item has is left out.
-    perplexity : dict of float to float
-        Of the plain text, by strength.
-    divergence : dict of float to float
-        Mean KL divergence a token of the plain text from unsteered, in nats.
-    n_questions, n_plain_texts : int
+        By strength (0 is unsteered) and metric. Means are over the items that have the
+        metric there and unsteered, each a question or all samples of a prompt; a metric
+        that no item has is left out.
+    n_questions : int
+        Questions or prompts.
+    n_cut : int
+        Questions whose prompt lost its beginning because it did not fit the context.
     provenance : dict
+    perplexity, divergence, n_plain_texts, n_plain_cut
+        As in `Damage`.
     """
 
     measurements: dict[float, dict[str, Measurement]]
-    perplexity: dict[float, float]
-    divergence: dict[float, float]
     n_questions: int
-    n_plain_texts: int
+    n_cut: int
     provenance: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,11 +103,77 @@ def evaluate(
         If the fluency model of generations is the target.
     """
     folder = Path(output)
-    values = [0.0, *(strengths or ([pack.strength] if pack else []))] if pack else [0.0]
-    provenance = {
+    steerings = steering_by_strength(model, pack, strengths, positions, force=force)
+    # An older run's rows without one of the metrics are another run's.
+    about = task.summary() | {"metrics": list(task.metrics)}
+    provenance = describe_run(model, pack, about, positions, plain_text)
+    if isinstance(task, GenerationTask):
+        task.check(model, pack)
+    claim_folder(folder, provenance)
+    with RowFile(folder / "rows.jsonl") as file:
+        for strength, steering in steerings.items():
+            done = {row["name"] for row in file.rows if row["strength"] == strength}
+            left: list[Any] = [question for question in task.questions if question.name not in done]
+
+            def keep(new: list[dict[str, Any]], strength: float = strength) -> None:
+                file.add({"strength": strength} | row for row in new)
+
+            with steering or nullcontext():
+                task.score(model, left, keep, progress)
+        rows = file.rows
+    if isinstance(task, GenerationTask):
+        task.write_blind_sample(rows, folder)
+    damage = measure_damage(model, plain_text, steerings, folder / "plain.jsonl")
+    unsteered = {row["name"]: row for row in rows if row["strength"] == 0}
+    measurements: dict[float, dict[str, Measurement]] = {}
+    for strength in steerings:
+        found = {row["name"]: row for row in rows if row["strength"] == strength}
+        measured = {metric: _measure(metric, found, unsteered) for metric in task.metrics}
+        measurements[strength] = {name: value for name, value in measured.items() if value}
+    result = Evaluation(
+        **vars(damage),
+        measurements=measurements,
+        n_questions=len({row.get("group", name) for name, row in unsteered.items()}),
+        n_cut=sum(row["is_cut"] for row in unsteered.values()),
+        provenance=provenance | {"machine": describe_machine()},
+    )
+    write_text(folder / "summary.json", json.dumps(result.to_dict(), indent=2))
+    return result
+
+
+def steering_by_strength(
+    model: LanguageModel,
+    pack: SteeringPack | None,
+    strengths: Sequence[float],
+    positions: str,
+    *,
+    force: bool,
+) -> dict[float, Steering | None]:
+    """Return the steerings of an evaluation, by strength: none at 0, which is always there.
+
+    Without strengths, the pack's own; without a pack, unsteered alone.
+    """
+    if pack is None:
+        return {0.0: None}
+    values = dict.fromkeys([0.0, *(strengths or [pack.strength])])
+    return {
+        strength: pack.apply(model, strength, positions, force=force) if strength else None
+        for strength in values
+    }
+
+
+def describe_run(
+    model: LanguageModel,
+    pack: SteeringPack | None,
+    task: dict[str, Any],
+    positions: str,
+    plain_text: Sequence[str],
+) -> dict[str, Any]:
+    """Return what decides the rows of an evaluation, as plain JSON types."""
+    return {
         "target": model.description.to_dict(),
         "pack": pack.summary() if pack else None,
-        "task": task.summary(),
+        "task": task,
         "settings": {
             "positions": positions,
             "dtype": str(model.model.dtype).removeprefix("torch."),
@@ -140,119 +181,23 @@ def evaluate(
         },
         "versions": package_versions(),
     }
-    if isinstance(task, GenerationTask):
-        task.check(model, pack)
-    _claim(folder, provenance)
-
-    def steering(strength: float) -> Steering | None:
-        if pack is None or strength == 0:
-            return None
-        return pack.apply(model, strength, positions, force=force)
-
-    with RowFile(folder / "rows.jsonl") as file:
-        for strength in values:
-            done = {row["name"] for row in file.rows if row["strength"] == strength}
-            left: list[Any] = [question for question in task.questions if question.name not in done]
-
-            def keep(new: list[dict[str, Any]], strength: float = strength) -> None:
-                file.add({"strength": strength} | row for row in new)
-
-            with steering(strength) or nullcontext():
-                task.score(model, left, keep, progress)
-        rows = file.rows
-    if isinstance(task, GenerationTask):
-        task.write_blind_sample(rows, folder)
-    with RowFile(folder / "plain.jsonl") as file:
-        for strength in values:
-            done = {row["text"] for row in file.rows if row["strength"] == strength}
-            left = [n for n in range(len(plain_text)) if n not in done]
-            texts = [RenderedText(str(plain_text[n]), 0, False) for n in left]
-            for n, damage in zip(
-                left, token_divergences(model, texts, steering(strength)), strict=True
-            ):
-                row = {
-                    "strength": strength,
-                    "text": n,
-                    "n_tokens": len(damage.divergence),
-                    "log_likelihood": float(damage.steered_log_likelihood.sum()),
-                    "divergence": float(damage.divergence.sum()),
-                }
-                file.add([row])
-        plain = file.rows
-    result = _summary(
-        task.metrics, rows, plain, values, provenance | {"machine": describe_machine()}
-    )
-    write_text(folder / "summary.json", json.dumps(result.to_dict(), indent=2))
-    return result
 
 
-def _claim(folder: Path, provenance: dict[str, Any]) -> None:
-    """Note whose folder this is, or raise where it is another run's."""
-    path = folder / "run.json"
-    # As JSON has it: tuples have become lists.
-    wanted = json.loads(json.dumps(provenance))
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        write_text(path, json.dumps(wanted, indent=2))
-        return
-    except ValueError as error:
-        raise DataError(f"Got {path}, but expected JSON. Name another folder.") from error
-    differing = [name for name in wanted if found.get(name) != wanted[name]]
-    if differing:
-        raise DataError(
-            f"Got the folder {folder} of another run ({', '.join(differing)} differ), but expected "
-            "an empty one or the same run's. Name another folder or remove this one."
-        )
+def _measure(
+    metric: str, rows: dict[str, dict[str, Any]], unsteered: dict[str, dict[str, Any]]
+) -> Measurement | None:
+    """Return a metric's measurement over the items that have it in both, if any."""
+    before, after = (_item_means(metric, found) for found in (unsteered, rows))
+    items = [item for item in before if item in after]
+    if not items:
+        return None
+    return measure_means([after[item] for item in items], [before[item] for item in items])
 
 
-def _summary(
-    metrics: Sequence[str],
-    rows: list[dict[str, Any]],
-    plain: list[dict[str, Any]],
-    strengths: Sequence[float],
-    provenance: dict[str, Any],
-) -> Evaluation:
-    by_strength = {
-        strength: {row["name"]: row for row in rows if row["strength"] == strength}
-        for strength in strengths
-    }
-    items: dict[str, list[str]] = {}
-    for name, row in by_strength[0.0].items():
-        items.setdefault(row.get("group", name), []).append(name)
-    measurements: dict[float, dict[str, Measurement]] = {}
-    for strength, found in by_strength.items():
-        measurements[strength] = {}
-        for metric in metrics:
-            values = _item_means(found, items, metric)
-            changes = values - _item_means(by_strength[0.0], items, metric)
-            values, changes = (part[~np.isnan(part)] for part in (values, changes))
-            if not len(changes):  # no item has both
-                continue
-            measurements[strength][metric] = Measurement(
-                float(values.mean()),
-                mean_interval(values),
-                float(changes.mean()),
-                mean_interval(changes),
-            )
-    perplexity, divergence = {}, {}
-    for strength in strengths:
-        chosen = [row for row in plain if row["strength"] == strength]
-        n_tokens = sum(row["n_tokens"] for row in chosen)
-        if n_tokens:
-            total = sum(row["log_likelihood"] for row in chosen)
-            perplexity[strength] = float(np.exp(-total / n_tokens))
-            divergence[strength] = sum(row["divergence"] for row in chosen) / n_tokens
-    n_plain = sum(row["strength"] == 0 for row in plain)
-    return Evaluation(measurements, perplexity, divergence, len(items), n_plain, provenance)
-
-
-def _item_means(
-    rows: Mapping[str, dict[str, Any]], items: Mapping[str, Sequence[str]], metric: str
-) -> np.ndarray:
-    """Return a metric's mean over the rows of each item, NaN where none of them has it."""
-    means = []
-    for names in items.values():
-        values = [rows[name][metric] for name in names if rows[name][metric] is not None]
-        means.append(sum(values) / len(values) if values else np.nan)
-    return np.array(means, dtype=np.float64)
+def _item_means(metric: str, rows: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Return a metric's mean over each item's rows: those of a group are one item."""
+    values: dict[str, list[float]] = {}
+    for name, row in rows.items():
+        if row[metric] is not None:
+            values.setdefault(row.get("group", name), []).append(row[metric])
+    return {item: sum(found) / len(found) for item, found in values.items()}

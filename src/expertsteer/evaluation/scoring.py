@@ -1,10 +1,13 @@
-"""Log-probabilities of a model's next tokens: only wanted positions reach the output head."""
+"""Log-probabilities of a model's next tokens.
+
+Only wanted positions reach the output head, and never more than 512 of them at a time.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -114,7 +117,7 @@ def warn_of_cut_prompts(model: LanguageModel, n_cut: int, n_prompts: int) -> Non
 
 
 class TokenDamage(NamedTuple):
-    """What steering does to the predictions of a text's tokens, each of shape (n_tokens - 1,).
+    """What steering does to the predictions of a text's tokens, tensors of shape (n_tokens - 1,).
 
     Attributes
     ----------
@@ -122,11 +125,14 @@ class TokenDamage(NamedTuple):
         Of the tokens, in nats.
     divergence : Tensor
         KL divergence of the steered from the unsteered next-token distribution, in nats.
+    is_cut : bool
+        Whether the text lost its end because it did not fit the context.
     """
 
     log_likelihood: torch.Tensor
     steered_log_likelihood: torch.Tensor
     divergence: torch.Tensor
+    is_cut: bool
 
 
 @torch.inference_mode()
@@ -176,8 +182,13 @@ def token_log_likelihoods(
     -------
     list of Tensor of shape (n_tokens - 1,)
         float32, in nats; the first token has nothing before it.
+
+    Notes
+    -----
+    A text that does not fit the context loses its end; a warning says how many do.
     """
-    return [values for values, _ in _read_whole(model, _tokenised(model, texts))]
+    ids, _ = _tokenised(model, texts)
+    return [values for values, _ in _read_whole(model, ids)]
 
 
 @torch.inference_mode()
@@ -201,22 +212,29 @@ def token_divergences(
     -------
     list of TokenDamage
         One a text.
+
+    Notes
+    -----
+    A text that does not fit the context loses its end; a warning says how many do.
     """
-    ids = _tokenised(model, texts)
+    ids, is_cut = _tokenised(model, texts)
     nothing = torch.empty(0)
-    result = [TokenDamage(nothing, nothing, nothing)] * len(ids)
+    result = [TokenDamage(nothing, nothing, nothing, False)] * len(ids)
     for batch in _whole_batches(model, ids):
-        plain = batch.logits(model)
-        steered = plain
+        plain = batch.read(model)
+        both = ((logits, logits) for logits in plain.logits())
         if steering is not None:
             with steering:
-                steered = batch.logits(model)
-        before, after = (_gather(logits, batch.following)[0] for logits in (plain, steered))
-        parts = [
-            values.split(batch.sizes) for values in (before, after, _divergence(plain, steered))
-        ]
+                steered = batch.read(model)
+            both = zip(plain.logits(), steered.logits(), strict=True)
+        found = []
+        following = batch.following.split(_HEAD_POSITIONS)
+        for (before, after), tokens in zip(both, following, strict=True):
+            likelihoods = [_gather(logits, tokens)[0] for logits in (before, after)]
+            found.append((*likelihoods, _divergence(before, after)))
+        parts = [torch.cat(values).split(batch.sizes) for values in zip(*found, strict=True)]
         for row, *values in zip(batch.rows, *parts, strict=True):
-            result[row] = TokenDamage(*values)
+            result[row] = TokenDamage(*values, is_cut=is_cut[row])
     return result
 
 
@@ -229,13 +247,24 @@ def _divergence(plain: torch.Tensor, steered: torch.Tensor) -> torch.Tensor:
     return torch.cat(found).cpu()
 
 
-def _tokenised(model: LanguageModel, texts: Sequence[RenderedText]) -> list[list[int]]:
-    return [
-        model.tokenizer(text.text, add_special_tokens=not text.has_special_tokens)["input_ids"][
-            : model.context_length
+def _tokenised(
+    model: LanguageModel, texts: Sequence[RenderedText]
+) -> tuple[list[list[int]], list[bool]]:
+    """Return the texts' tokens, and which texts the context was too short for."""
+    whole = [
+        model.tokenizer(text.text, add_special_tokens=not text.has_special_tokens, verbose=False)[
+            "input_ids"
         ]
         for text in texts
     ]
+    is_cut = [len(ids) > model.context_length for ids in whole]
+    if any(is_cut):
+        warnings.warn(
+            f"{sum(is_cut)} of {len(texts)} texts are longer than the context of {model.name} and "
+            "lose their end.",
+            stacklevel=3,
+        )
+    return [ids[: model.context_length] for ids in whole], is_cut
 
 
 @dataclass(frozen=True)
@@ -248,9 +277,9 @@ class _WholeBatch:
     following: torch.Tensor
     sizes: list[int]
 
-    def logits(self, model: LanguageModel) -> torch.Tensor:
-        with _head_sees(model, *self.mask.nonzero(as_tuple=True)):
-            return model.model(**_inputs(self.ids, self.mask), use_cache=False).logits[0]
+    def read(self, model: LanguageModel) -> _Reading:
+        where = self.mask.nonzero(as_tuple=True)
+        return _Reading(model, *where, **_inputs(self.ids, self.mask), use_cache=False)
 
 
 def _whole_batches(model: LanguageModel, ids: Sequence[Sequence[int]]) -> Iterator[_WholeBatch]:
@@ -269,7 +298,7 @@ def _read_whole(
     """Return every token's log-probability, and whether it is the likeliest, but the first's."""
     result = [(torch.empty(0), torch.empty(0, dtype=torch.bool))] * len(ids)
     for batch in _whole_batches(model, ids):
-        found = _gather(batch.logits(model), batch.following)
+        found = batch.read(model).gather(batch.following)
         values, greedy = (part.split(batch.sizes) for part in found)
         for row, value, is_greedy in zip(batch.rows, values, greedy, strict=True):
             result[row] = (value, is_greedy)
@@ -374,13 +403,16 @@ def _score_from_cache(
         batch, new = padded(model, [continuations[row][:-1] for row in longer], "right")
         whole = torch.cat([mask[chosen], new], dim=1)
         positions = position_ids(model, whole, batch.shape[1])
-        where = new.nonzero(as_tuple=True)
-        with _head_sees(model, *where):
-            logits = model.model(
-                input_ids=batch, attention_mask=whole, past_key_values=cache, **positions
-            ).logits[0]
+        reading = _Reading(
+            model,
+            *new.nonzero(as_tuple=True),
+            input_ids=batch,
+            attention_mask=whole,
+            past_key_values=cache,
+            **positions,
+        )
         following = torch.tensor([token for row in longer for token in continuations[row][1:]])
-        values, greedy = _gather(logits, following)
+        values, greedy = reading.gather(following)
         sizes = [len(continuations[row]) - 1 for row in longer]
         parts = zip(longer, values.split(sizes), greedy.split(sizes), strict=True)
         for row, value, is_greedy in parts:
@@ -391,6 +423,73 @@ def _score_from_cache(
     for owner, total, is_greedy in zip(owners, totals, all_greedy, strict=True):
         scores[owner].append(ContinuationScore(total, is_greedy))
     return scores
+
+
+class _Reading:
+    """What a model predicts at some positions of a batch that its decoder reads once.
+
+    The decoder reads when this is made, steered or not; the output head works when
+    `logits` is iterated over. What an architecture does behind the head (caps, scales) is
+    its own code: its forward pass runs again for every further part of the positions, on
+    the states that the decoder returned the first time.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    rows, columns : Tensor of shape (n,)
+        The positions.
+    **inputs
+        Of the model.
+    """
+
+    def __init__(
+        self, model: LanguageModel, rows: torch.Tensor, columns: torch.Tensor, **inputs: Any
+    ) -> None:
+        self._model = model
+        self._inputs = inputs
+        sizes = _HEAD_POSITIONS
+        self._parts = list(zip(rows.split(sizes), columns.split(sizes), strict=True))
+        self._decoded: Any = None
+        with ExitStack() as stack:
+            if len(self._parts) > 1:
+                handle = model.model.get_decoder().register_forward_hook(self._keep)
+                stack.callback(handle.remove)
+            stack.enter_context(_head_sees(model, *self._parts[0]))
+            self._first: torch.Tensor | None = model.model(**inputs).logits[0]
+
+    def _keep(self, _decoder: torch.nn.Module, _args: Any, output: Any) -> None:
+        self._decoded = output
+
+    def logits(self) -> Iterator[torch.Tensor]:
+        """Yield the logits of at most 512 positions at a time; once."""
+        first, self._first = self._first, None
+        assert first is not None
+        yield first
+        for part in self._parts[1:]:
+            with _decoder_returns(self._model, self._decoded), _head_sees(self._model, *part):
+                logits = self._model.model(**self._inputs).logits[0]
+            yield logits
+
+    def gather(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each position's token's log-probability and whether it is the likeliest."""
+        parts = zip(self.logits(), tokens.split(_HEAD_POSITIONS), strict=True)
+        values, greedy = zip(*(_gather(*part) for part in parts), strict=True)
+        return torch.cat(values), torch.cat(greedy)
+
+
+@contextmanager
+def _decoder_returns(model: LanguageModel, output: Any) -> Iterator[None]:
+    """Let the decoder return what it has returned before, whatever it is given."""
+    decoder = model.model.get_decoder()
+    # An instance attribute shadows the method; accelerate has put one there already.
+    shadowed = vars(decoder).get("forward")
+    decoder.forward = lambda *_args, **_options: output
+    try:
+        yield
+    finally:
+        del decoder.forward
+        if shadowed is not None:
+            decoder.forward = shadowed
 
 
 @contextmanager

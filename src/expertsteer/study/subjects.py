@@ -111,7 +111,7 @@ class Subject:
         examples = self.benchmark.examples.split("test")
         if not is_questions(examples):
             return [TextTask(tuple(labelled_texts_of(examples, self.model)))]
-        tasks: list[Any] = [ChoiceTask(tuple(questions_of(examples, self.model)))]
+        tasks: list[Any] = [ChoiceTask(tuple(questions_of(examples, self.model, split="test")))]
         settings = self.benchmark.settings
         if settings.open:
             questions = load_open_questions(

@@ -1,0 +1,89 @@
+"""The damage of steering to plain text, a row a text and strength."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from expertsteer.data import RenderedText
+from expertsteer.evaluation.row_file import RowFile
+from expertsteer.evaluation.scoring import token_divergences
+from expertsteer.models import LanguageModel
+from expertsteer.steering import Steering
+
+__all__ = ["Damage", "measure_damage"]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What steering costs on plain text.
+
+    Attributes
+    ----------
+    perplexity : dict of float to float
+        Of the plain text, by strength (0 is unsteered).
+    divergence : dict of float to float
+        Mean KL divergence a token of the plain text from unsteered, in nats.
+    n_plain_texts : int
+    n_plain_cut : int
+        Texts that lost their end because they did not fit the context.
+    """
+
+    perplexity: dict[float, float]
+    divergence: dict[float, float]
+    n_plain_texts: int
+    n_plain_cut: int
+
+
+def measure_damage(
+    model: LanguageModel,
+    plain_text: Sequence[str],
+    steerings: Mapping[float, Steering | None],
+    path: Path,
+) -> Damage:
+    """Read plain text unsteered and steered; an interrupted reading goes on.
+
+    Parameters
+    ----------
+    model : LanguageModel
+        Unsteered.
+    plain_text : sequence of str
+    steerings : mapping of float to Steering or None
+        By strength; None at 0.
+    path : Path
+        The file of the rows.
+
+    Returns
+    -------
+    Damage
+    """
+    with RowFile(path) as file:
+        for strength, steering in steerings.items():
+            done = {row["text"] for row in file.rows if row["strength"] == strength}
+            left = [n for n in range(len(plain_text)) if n not in done]
+            texts = [RenderedText(str(plain_text[n]), 0, False) for n in left]
+            damages = token_divergences(model, texts, steering)
+            for n, damage in zip(left, damages, strict=True):
+                row = {
+                    "strength": strength,
+                    "text": n,
+                    "n_tokens": len(damage.divergence),
+                    "log_likelihood": float(damage.steered_log_likelihood.sum()),
+                    "divergence": float(damage.divergence.sum()),
+                    "is_cut": damage.is_cut,
+                }
+                file.add([row])
+        rows = file.rows
+    perplexity, divergence = {}, {}
+    for strength in steerings:
+        chosen = [row for row in rows if row["strength"] == strength]
+        n_tokens = sum(row["n_tokens"] for row in chosen)
+        if n_tokens:
+            total = sum(row["log_likelihood"] for row in chosen)
+            perplexity[strength] = float(np.exp(-total / n_tokens))
+            divergence[strength] = sum(row["divergence"] for row in chosen) / n_tokens
+    unsteered = [row for row in rows if row["strength"] == 0]
+    return Damage(perplexity, divergence, len(unsteered), sum(row["is_cut"] for row in unsteered))

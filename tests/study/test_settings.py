@@ -1,0 +1,61 @@
+"""A study file's mistakes name the field and what it may hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from expertsteer.alignment import AutoEncoder
+from expertsteer.errors import ParameterError
+from expertsteer.study import load_study
+
+
+def test_what_a_file_says_is_what_is_run(study_file):
+    study = load_study(study_file())
+    assert study.name == "study"
+    assert [model.name for model in study.targets] == ["small"]
+    paper = next(arm for arm in study.methods if arm.method == "expertsteer_paper")
+    aligner = paper.steer(seed=3).aligner
+    assert isinstance(aligner, AutoEncoder)
+    assert (aligner.solver, aligner.n_steps, aligner.random_state) == ("gradient", 20, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budgett": 1.1}, "unknown field budgett.*budget"),
+        ({"methods": ["none", "rmf"]}, r"methods\.1\.method='rmf'.*mean_difference.*lora|'rmf'"),
+        ({"methods": [{"method": "rfm", "strategie": "x"}]}, "strategie.*strategy"),
+        ({"methods": ["rfm", "rfm"]}, "'rfm' twice"),
+        (
+            {"methods": [{"method": "expertsteer", "aligner_options": {"wait": 1}}]},
+            "'wait'.*weight",
+        ),
+        ({"methods": [{"method": "expertsteer", "expert": "huge"}]}, "'huge'.*large"),
+        ({"methods": [{"method": "rfm", "strategy": "explicit"}]}, "pairs"),
+        ({"methods": [{"method": "rfm", "label_noise": 0.9}]}, "label_noise"),
+        ({"benchmarks": [{"name": "q", "kind": "questions"}]}, "kind.*multiple_choice"),
+        ({"experts": []}, "experts.*needs one"),
+        ({"budget": 0.9}, "budget.*more than 1"),
+        ({"damage": "loss"}, "damage.*perplexity"),
+        ({"n_train": 2}, "n_train"),
+        ({"instructions": {}}, "instructions.*general"),
+        ({"targets": []}, "targets"),
+    ],
+)
+def test_a_mistake_names_its_field(study_file, changes, message):
+    with pytest.raises(ParameterError, match=message) as caught:
+        load_study(study_file(**changes))
+    assert "study.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_study(tmp_path):
+    with pytest.raises(ParameterError, match="No such file"):
+        load_study(tmp_path / "none.yaml")
+    path = tmp_path / "list.yaml"
+    path.write_text("- a\n- b\n")
+    with pytest.raises(ParameterError, match="mapping"):
+        load_study(path)
+    path.write_text("a: [b")
+    with pytest.raises(ParameterError, match="not valid YAML"):
+        load_study(path)

@@ -1,0 +1,176 @@
+"""A study runs every cell once, whatever interrupts it, and reports what it measured."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from expertsteer.errors import DataError, ExpertSteerError
+from expertsteer.evaluation import mean_interval
+from expertsteer.study import load_study, run_study, write_report
+from expertsteer.study.measuring import TargetBench
+from expertsteer.study.report import average_frame, cell_frame, load_cells
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def run(path, folder, cache, **options):
+    return run_study(load_study(path), folder, cache_dir=cache, progress=False, **options)
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
+
+
+def keys(rows):
+    return [(r["target"], r["benchmark"], r["method"], r["expert"], r["seed"]) for r in rows]
+
+
+def test_cells_measures_and_report(study_file, tmp_path, cache):
+    folder = tmp_path / "out"
+    plans = []
+    rows = run(study_file(), folder, cache, on_plan=lambda *plan: plans.append(plan))
+    # Two benchmarks: seven methods on the target, and the expert as it is.
+    assert plans[0][:2] == (16, 16)
+    assert plans[0][2] > 0
+    assert len(set(keys(rows))) == len(rows) == 16
+    by_method = {row["method"]: row for row in rows if row["benchmark"] == "questions"}
+    steered = by_method["expertsteer"]
+    assert len(steered["test"]["acc_norm"]) == 12
+    assert set(steered["test"]["acc_norm"]) <= {0.0, 1.0}
+    assert steered["pairs"][0][1] in {1, 2}
+    assert 0 < steered["strength"] <= steered["strongest"]
+    assert steered["test"]["log_odds"] != by_method["none"]["test"]["log_odds"]
+    written = {path.name for path in write_report(folder)}
+    assert written == {"report.json", "report.md", "report.tex", "averages.png", "cells.png"}
+    report = (folder / "report.md").read_text()
+    for method in ("random", "expertsteer", "transferred", "prompt"):
+        assert f"| {method}" in report
+    study, cells, _ = load_cells(folder)
+    frame = cell_frame(study, cells).set_index(["benchmark", "method", "target"])
+    change = np.subtract(steered["test"]["acc_norm"], by_method["none"]["test"]["acc_norm"])
+    shown = frame.loc[("questions", "expertsteer", "small")]
+    assert shown["change"] == pytest.approx(change.mean())
+    assert (shown["change_low"], shown["change_high"]) == pytest.approx(mean_interval(change))
+    averages = average_frame(study, cells).set_index("method")
+    # Only the questions count right answers.
+    assert averages.loc["expertsteer", "change"] == pytest.approx(100 * change.mean())
+    assert averages.loc["expertsteer", "best_own"] == "mean_difference"
+    assert np.isnan(averages.loc["mean_difference", "change_own"])
+
+
+def test_an_interrupted_study_goes_on_with_no_row_twice_and_none_lost(
+    study_file, tmp_path, cache, monkeypatch
+):
+    whole = run(study_file(), tmp_path / "whole", cache)
+    folder = tmp_path / "halted"
+    original, calls = TargetBench.run, []
+
+    def halting(self, *args):
+        calls.append(args[0].name)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(TargetBench, "run", halting)
+    with pytest.raises(KeyboardInterrupt):
+        run(study_file(), folder, cache)
+    n_before = len(rows_of(folder))
+    assert 4 <= n_before < 16
+    # A kill may cut the last line short.
+    with (folder / "cells.jsonl").open("a") as file:
+        file.write('{"fingerprint": "half')
+    monkeypatch.setattr(TargetBench, "run", original)
+    continued = run(study_file(), folder, cache)
+    assert sorted(map(str, keys(continued))) == sorted(map(str, keys(whole)))
+    all_rows = rows_of(folder)
+    assert len({row["fingerprint"] for row in all_rows}) == len(all_rows)
+    for row, other in zip(
+        sorted(continued, key=lambda r: str(keys([r]))),
+        sorted(whole, key=lambda r: str(keys([r]))),
+        strict=True,
+    ):
+        assert row["test"] == other["test"]
+
+
+def test_a_finished_study_measures_nothing_and_a_changed_setting_only_its_cells(
+    study_file, tmp_path, cache, monkeypatch
+):
+    folder = tmp_path / "out"
+    methods = ["none", "random", "expertsteer"]
+    run(study_file(methods=methods), folder, cache)
+    plans = []
+    run(study_file(methods=methods), folder, cache, on_plan=lambda *plan: plans.append(plan))
+    assert plans[-1] == (8, 0, 0.0)
+    ridge = {"method": "expertsteer", "aligner": "ridge"}
+    changed = [*methods[:2], ridge]
+    rows = run(study_file(methods=changed), folder, cache, on_plan=lambda *p: plans.append(p))
+    assert plans[-1][:2] == (8, 2)
+    assert len(rows) == 8
+    study, cells, _ = load_cells(folder)
+    assert len(cells) == 8
+    assert study.methods[2].aligner == "ridge"
+
+
+def test_a_dry_run_only_plans(study_file, tmp_path, cache):
+    plans = []
+    run(study_file(), tmp_path / "out", cache, dry_run=True, on_plan=lambda *p: plans.append(p))
+    assert plans[0][:2] == (16, 16)
+    assert rows_of(tmp_path / "out") == []
+
+
+def test_an_arm_that_cannot_be_had_costs_no_other(study_file, tmp_path, cache, monkeypatch):
+    original = TargetBench.material
+
+    def failing(self, arm, expert, pairs):
+        if arm.name == "expertsteer":
+            raise DataError("Got nothing to align.")
+        return original(self, arm, expert, pairs)
+
+    monkeypatch.setattr(TargetBench, "material", failing)
+    rows = run(study_file(), tmp_path / "out", cache)
+    failed = [row for row in rows if "error" in row]
+    assert {row["method"] for row in failed} == {"expertsteer"}
+    assert len(rows) == 16
+    assert "| expertsteer " not in (write_report(tmp_path / "out")[1]).read_text()
+
+
+def test_only_one_run_at_a_time_in_a_folder(study_file, tmp_path, cache):
+    from filelock import FileLock
+
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with FileLock(folder / ".lock"), pytest.raises(ExpertSteerError, match="another study"):
+        run(study_file(), folder, cache)
+
+
+def test_ablations_differ_where_their_setting_does(study_file, tmp_path, cache):
+    arms = [
+        "none",
+        {"method": "mean_difference", "name": "all"},
+        {"method": "mean_difference", "name": "few", "n_train": 6},
+        {"method": "mean_difference", "name": "noisy", "label_noise": 0.4},
+        {"method": "mean_difference", "name": "two layers", "n_pairs": 2},
+        {"method": "mean_difference", "name": "answers only", "positions": "generated"},
+        {"method": "expertsteer", "name": "broad", "alignment_text": "both", "n_beginnings": 30},
+        {"method": "expertsteer", "name": "itself", "expert": "target"},
+        {"method": "expertsteer", "name": "lowest", "strategy": "lowest_mi"},
+    ]
+    rows = run(study_file(methods=arms, sweep="n_train"), tmp_path / "out", cache)
+    found = {row["method"]: row for row in rows if row["benchmark"] == "texts" and row.get("pairs")}
+    assert set(found) == {arm["name"] for arm in arms[1:]}
+    assert len(found["two layers"]["pairs"]) == 2
+    assert found["itself"]["expert"] == "small"
+    measured = [json.dumps(row["test"]) for row in found.values()]
+    assert len(set(measured)) == len(measured)
+    assert (tmp_path / "out" / "sweep.png") in write_report(tmp_path / "out")
+
+
+def test_a_folder_without_a_study(tmp_path):
+    with pytest.raises(DataError, match="expected a folder that a study has written"):
+        write_report(tmp_path)
