@@ -13,9 +13,16 @@ from tqdm.auto import tqdm
 
 from expertsteer.errors import DataError, ParameterError
 from expertsteer.models import LanguageModel
+from expertsteer.models.batches import padded
 from expertsteer.pack import SteeringPack
 
-__all__ = ["Generation", "generate_side_by_side", "require_room", "sampling_options"]
+__all__ = [
+    "Generation",
+    "continue_prompts",
+    "generate_side_by_side",
+    "require_room",
+    "sampling_options",
+]
 
 
 @dataclass(frozen=True)
@@ -97,14 +104,16 @@ def generate_side_by_side(
         model.chat_prompt([{"role": "user", "content": prompt}]) if chat_template else prompt
         for prompt in prompts
     ]
+    # A chat template has written the special tokens.
+    encoded = model.tokenizer(texts, add_special_tokens=not chat_template)["input_ids"]
     continued: dict[float, list[str]] = {}
     bar = tqdm([0.0, *strengths], desc="generating", delay=1, disable=not progress)
     for strength in bar:
         with ExitStack() as stack:
             for pack in packs if strength else ():
                 stack.enter_context(pack.apply(model, strength, positions, force=force))
-            continued[strength] = _continue(
-                model, texts, max_new_tokens, options, chat_template, seed
+            continued[strength] = continue_prompts(
+                model, encoded, max_new_tokens, seed=seed, **options
             )
     return [
         Generation(prompt, {strength: texts[row] for strength, texts in continued.items()})
@@ -112,21 +121,31 @@ def generate_side_by_side(
     ]
 
 
-def sampling_options(temperature: float) -> dict[str, Any]:
+def sampling_options(temperature: float, top_p: float | None = None) -> dict[str, Any]:
     """Return what ``generate`` takes for a temperature; 0 is greedy.
+
+    Parameters
+    ----------
+    temperature : float
+    top_p : float, optional
+        Nucleus of the sampling, from all tokens; default: what the model's own
+        generation settings say of nucleus and most tokens.
 
     Raises
     ------
     ParameterError
-        If it is negative or not finite.
+        If the temperature is negative or not finite, or the nucleus outside (0, 1].
     """
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ParameterError(
             f"Got temperature={temperature}, but expected a finite number from 0 up."
         )
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ParameterError(f"Got top_p={top_p}, but expected a number above 0, at most 1.")
     if temperature == 0:
         return {"do_sample": False}
-    return {"do_sample": True, "temperature": temperature}
+    nucleus = {} if top_p is None else {"top_p": top_p, "top_k": 0}
+    return {"do_sample": True, "temperature": temperature} | nucleus
 
 
 def require_room(model: LanguageModel, n_tokens: int, max_new_tokens: int) -> None:
@@ -145,25 +164,43 @@ def require_room(model: LanguageModel, n_tokens: int, max_new_tokens: int) -> No
 
 
 @torch.inference_mode()
-def _continue(
+def continue_prompts(
     model: LanguageModel,
-    texts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    options: dict[str, Any],
-    has_special_tokens: bool,
-    seed: int,
+    *,
+    seed: int = 0,
+    **options: Any,
 ) -> list[str]:
+    """Continue tokenised prompts in one batch.
+
+    Parameters
+    ----------
+    model : LanguageModel
+        Steered or not.
+    prompts : sequence of sequence of int
+        Token ids, at least one each.
+    max_new_tokens : int
+    seed : int, default=0
+        Of sampling.
+    **options
+        Passed to the model's ``generate``.
+
+    Returns
+    -------
+    list of str
+        What follows each prompt, without special tokens.
+
+    Raises
+    ------
+    DataError
+        If a prompt and its continuation do not fit into the model's context.
+    """
+    require_room(model, max(map(len, prompts)), max_new_tokens)
+    # New tokens must follow the prompt directly, whatever side the tokenizer pads.
+    ids, mask = padded(model, prompts, "left")
     torch.manual_seed(seed)
-    inputs = model.tokenizer(
-        list(texts),
-        return_tensors="pt",
-        padding=True,
-        # New tokens must follow the prompt directly, whatever side the tokenizer pads.
-        padding_side="left",
-        add_special_tokens=not has_special_tokens,
-        return_token_type_ids=False,
-    ).to(model.device)
-    require_room(model, inputs["input_ids"].shape[1], max_new_tokens)
-    output = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
-    new = output[:, inputs["input_ids"].shape[1] :]
-    return model.tokenizer.batch_decode(new, skip_special_tokens=True)
+    output = model.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, **options
+    )
+    return model.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)

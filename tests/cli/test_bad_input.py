@@ -184,6 +184,36 @@ def test_prompts_and_sampling_that_cannot_be_used(world, made, refused, options,
     refused("generate", "-t", world.target, "-p", pack, *options, says=says)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], ("none of --data, --prompts",)),
+        (["--data", "{data}", "--prompts", "{words}"], ("Got --data and --prompts of",)),
+        (["--data", "{data}", "--judge", "vader"], ("--judge with --data",)),
+        (["--data", "{data}", "--temperature", 1], ("--temperature with --data",)),
+        (["--prompts", "{words}", "--letters"], ("--letters with --prompts",)),
+        (["--prompts", "empty.txt"], ("empty.txt", "empty")),
+        (["--prompts", "missing.txt"], ("missing.txt", "no such file")),
+        (["--prompts", "{words}", "--judge", "mood"], ("'mood'", "vader")),
+        (["--prompts", "{words}", "--judge", "one.jsonl"], ("0 negative", "one.jsonl")),
+        (
+            ["--prompts", "{words}", "--judge", "{data}", "--judge-encoder", "{encoder}"],
+            ("judge trained on", "the same data"),
+        ),
+        (["--prompts", "{words}", "--fluency-model", "{target}"], ("which is the target",)),
+        (["--prompts", "{words}", "--n-samples", 2], ("temperature=0",)),
+        (["--prompts", "{words}", "--top-p", 2, "--temperature", 1], ("top_p=2",)),
+        (["--prompts", "{words}", "--max-new-tokens", 64], ("max_new_tokens=64", "holds 64")),
+    ],
+)
+def test_generations_that_cannot_be_judged(world, made, refused, work, options, says):
+    (work / "empty.txt").write_text("\n")
+    (work / "one.jsonl").write_text(lines([row | {"label": 1} for row in ROWS]))
+    filled = [str(option).format(**vars(world)) for option in options]
+    pack = made / "pack.safetensors"
+    refused("evaluate", "-t", world.target, "-p", pack, "--n-plain", 0, *filled, says=says)
+
+
 def test_texts_longer_than_the_context_are_counted_and_cut(world, run, work):
     long = [
         {"text": f"{'we was ' * 40} {n % 7}", "label": n % 2, "split": "train"} for n in range(3)

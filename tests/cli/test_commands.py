@@ -372,6 +372,41 @@ def test_evaluate_questions_unsteered_and_steered(world, made, run, work):
     assert run("evaluate", "-t", world.target, "-d", "questions.json", "-s", 1).code == 1
 
 
+def test_evaluate_generations_by_judges_that_know_nothing_of_the_pack(world, made, run, work):
+    effect = json.loads(Path(world.words).read_text())
+    rows = [
+        {"comment": f"{word} {noun}", "mood": mood, "split": split}
+        for mood, words in (("up", effect["positive_words"]), ("down", effect["negative_words"]))
+        for word in words
+        for noun, split in zip(
+            ["book", "day", "meal", "film", "news"],
+            ["train"] * 3 + ["validation", "test"],
+            strict=True,
+        )
+    ]
+    Path("moods.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asks = ["evaluate", "-t", world.target, "--prompts", world.words, "-o", "out"]
+    asks += ["-p", made / "pack.safetensors", "-s", 0.3, "--n-plain", 0, "--max-new-tokens", 5]
+    asks += ["--judge", "vader", "--judge", "moods.jsonl", "--judge-encoder", world.encoder]
+    asks += ["--column", "text=comment", "--column", "label=mood", "--positive", "up"]
+    asks += ["--fluency-model", world.expert, "--n-samples", 2, "--temperature", 1]
+    outcome = run(*asks)
+    assert outcome.code == 0, outcome.err
+    assert "data.jsonl, which is not here" in outcome.err
+    for shown in ("2 prompts", "vader", "classifier", "perplexity", "rep_4", "held-out"):
+        assert shown in outcome.out
+    files = {path.name for path in Path("out").iterdir()}
+    assert {"rows.jsonl", "run.json", "summary.json", "blind.md", "blind_key.json"} <= files
+    rows = [json.loads(line) for line in Path("out/rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * 2 * 2
+    assert all(0 <= row["classifier"] <= 1 and -1 <= row["vader"] <= 1 for row in rows)
+    # The judge tells texts apart, and only a text can have a perplexity.
+    assert len({row["classifier"] for row in rows}) > 1
+    assert all((row["perplexity"] is None) == (not row["text"]) for row in rows)
+    again = run("evaluate", "--config", "out/evaluate.yaml", "--json").json
+    assert again["n_questions"] == 2
+
+
 def test_evaluate_a_benchmark_by_name_from_a_folder(world, run, work, monkeypatch):
     folder = work / "benchmarks"
     folder.mkdir()
@@ -437,7 +472,7 @@ def test_evaluate_runs_tasks_of_the_harness(world, made, run, work, monkeypatch)
     assert again["tasks"]["mine"]["n_cut"] == 1
     assert len(Path("out/rows.jsonl").read_text().splitlines()) == 6
     for more, message in (
-        (["-d", world.data], "both or neither of --data and --lm-eval"),
+        (["-d", world.data], "Got --data and --lm-eval of"),
         (["--letters"], "Got --letters with --lm-eval"),
         (["--column", "a=b"], "Got --column with --lm-eval"),
     ):
@@ -445,7 +480,7 @@ def test_evaluate_runs_tasks_of_the_harness(world, made, run, work, monkeypatch)
         assert refused.code == 1
         assert message in refused.err
     alone = run("evaluate", "-t", world.target, "-d", "rows.json", "--include-path", "mine")
-    assert "--include-path mine without --lm-eval" in alone.err
+    assert "--include-path with --data" in alone.err
 
 
 def test_calibrate_writes_a_pack_with_its_own_strength(world, made, run, work):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from expertsteer.cli import options
 from expertsteer.cli.config import write_config
 from expertsteer.cli.show import answer, evaluation_tables, print_json, say
+from expertsteer.errors import ParameterError
 
 __all__ = ["evaluate"]
 
@@ -23,22 +24,47 @@ class SplitName(str, Enum):
     train = "train"
 
 
-# What a task of the harness decides for itself.
-_OF_DATA = {
-    "kind": options.KindName.auto,
-    "roles": [],
-    "split": SplitName.test,
-    "letters": False,
-    "max_new_tokens": 256,
-    "columns": [],
-    "seed": 0,
+_GENERATIONS = ("--prompts",)
+_ROWS = ("--data", "--prompts")
+# Options that not every source has a use for: their defaults, and the sources that have.
+_SERVES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "kind": (options.KindName.auto, _ROWS),
+    "columns": ([], _ROWS),
+    "roles": ([], _ROWS),
+    "max_new_tokens": (None, _ROWS),
+    "seed": (0, _ROWS),
+    "split": (SplitName.test, ("--data",)),
+    "letters": (False, ("--data",)),
+    "n_shots": (None, ("--data", "--lm-eval")),
+    "include_path": (None, ("--lm-eval",)),
+    "judges": ([], _GENERATIONS),
+    "judge_encoder": (None, _GENERATIONS),
+    "fluency_model": (None, _GENERATIONS),
+    "n_samples": (1, _GENERATIONS),
+    "temperature": (0.0, _GENERATIONS),
+    "top_p": (1.0, _GENERATIONS),
+    "positive": (None, _GENERATIONS),
+    "negative": (None, _GENERATIONS),
 }
+_SINGULAR = {"columns": "column", "roles": "role", "judges": "judge"}
+
+
+def _refuse_others(source: str, given: dict[str, Any]) -> None:
+    """Raise for options that are set and mean nothing beside a source."""
+    for name, (default, sources) in _SERVES.items():
+        if source not in sources and (given[name] or default) != default:
+            option = _SINGULAR.get(name, name.replace("_", "-"))
+            raise ParameterError(
+                f"Got --{option} with {source}, but expected it with {' or '.join(sources)} alone. "
+                "Leave it out."
+            )
 
 
 def evaluate(
     context: typer.Context,
     target: options.TargetModel,
     data: options.OptionalDataFile = None,
+    prompts: options.PromptFile = None,
     lm_eval: Annotated[
         list[str] | None,
         typer.Option(
@@ -75,8 +101,21 @@ def evaluate(
             "(default: the task's own).",
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of open answers.")] = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Open answers at once.")] = 8,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Length; default: 256 for open answers, 40 for continuations of --prompts."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Open answers or continuations at once.")
+    ] = 8,
+    judges: options.Judges = None,
+    judge_encoder: options.JudgeEncoder = None,
+    fluency_model: options.FluencyModel = None,
+    n_samples: options.NumberOfSamples = 1,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
     text: options.TextFile = None,
     n_plain: Annotated[
         int,
@@ -84,6 +123,8 @@ def evaluate(
     ] = 100,
     kind: options.Kind = options.KindName.auto,
     columns: options.ColumnOption = None,
+    positive: options.PositiveLabel = None,
+    negative: options.NegativeLabel = None,
     roles: options.RoleOption = None,
     limit: Annotated[
         int | None,
@@ -105,38 +146,32 @@ def evaluate(
     as_json: options.Json = False,
     config: options.ConfigFile = None,
 ) -> None:
-    """Evaluate a target on questions, unsteered and steered, and the damage to plain text.
+    """Evaluate a target on questions or generations, unsteered and steered, and the damage.
 
     Example: expertsteer evaluate -t gemma-3-270m -d arc_easy -p science.safetensors
     -s 0.05 -s 0.1 -o arc
 
     Multiple choice and yes/no questions are scored by log-likelihood as lm-eval does; questions
-    without choices are answered by greedy generation and matched as numbers or text. With
-    --lm-eval the harness itself asks the questions of its tasks. The folder gets a row an item;
+    without choices are answered by greedy generation and matched as numbers or text. With --prompts
+    texts are continued and scored by judges that know nothing of the pack, with --lm-eval the
+    harness itself asks the questions of its tasks. The folder gets a row an item;
     the same command continues an interrupted run.
     """
     from expertsteer.data import load_plain_text
-    from expertsteer.errors import ParameterError
     from expertsteer.evaluation import evaluate as evaluate_target
-    from expertsteer.evaluation import evaluate_harness_tasks, load_task
+    from expertsteer.evaluation import evaluate_harness_tasks, load_generations, load_task
     from expertsteer.models import load_model
     from expertsteer.pack import SteeringPack
     from expertsteer.steering import check_strength
 
-    if (data is None) == (not lm_eval):
-        raise ParameterError("Got both or neither of --data and --lm-eval, but expected one.")
-    if lm_eval:
-        for name, default in _OF_DATA.items():
-            if (context.params[name] or default) != default:
-                option = {"columns": "column", "roles": "role"}.get(name, name.replace("_", "-"))
-                raise ParameterError(
-                    f"Got --{option} with --lm-eval, but expected it with --data alone: a task "
-                    "of the harness decides that itself. Leave it out."
-                )
-    elif include_path is not None:
+    asked = {"--data": data, "--prompts": prompts, "--lm-eval": lm_eval}
+    named_sources = [name for name, value in asked.items() if value]
+    if len(named_sources) != 1:
         raise ParameterError(
-            f"Got --include-path {include_path} without --lm-eval, but expected them together."
+            f"Got {' and '.join(named_sources) or 'none'} of --data, --prompts and --lm-eval, but "
+            "expected one of them."
         )
+    _refuse_others(named_sources[0], context.params)
     wanted = [check_strength(value) for value in strengths or []]
     if wanted and pack is None:
         raise ParameterError("Got --strength without a pack, but expected one to steer with.")
@@ -145,48 +180,56 @@ def evaluate(
     plain = load_plain_text(text)[:n_plain] if n_plain else []
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)
     model = load_model(loading.source(target, target_revision))
+    common: dict[str, Any] = {
+        "batch_size": batch_size,
+        "chat_template": chat_template,
+        "limit": limit,
+    }
+    steered: dict[str, Any] = {
+        "pack": known,
+        "strengths": wanted,
+        "positions": positions.value,
+        "plain_text": plain,
+        "force": force,
+    }
     if lm_eval:
         result = evaluate_harness_tasks(
             model,
             lm_eval,
             output,
-            pack=known,
-            strengths=wanted,
-            positions=positions.value,
             n_shots=n_shots,
-            limit=limit,
-            chat_template=chat_template,
             include_path=include_path,
-            batch_size=batch_size,
-            plain_text=plain,
-            force=force,
+            **common,
+            **steered,
         )
     else:
-        task = load_task(
-            str(data),
-            model,
-            kind=kind.value,
-            split=split.value,
-            columns=named,
-            roles=serving,
-            letters=letters,
-            n_shots=n_shots or 0,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            chat_template=chat_template,
-            limit=limit,
-            seed=seed,
-        )
-        result = evaluate_target(
-            model,
-            task,
-            output,
-            pack=known,
-            strengths=wanted,
-            positions=positions.value,
-            plain_text=plain,
-            force=force,
-        )
+        common |= {"kind": kind.value, "columns": named, "roles": serving, "seed": seed}
+        if max_new_tokens:
+            common["max_new_tokens"] = max_new_tokens
+        if prompts:
+            task = load_generations(
+                prompts,
+                model,
+                judges=judges or (),
+                positive=positive,
+                negative=negative,
+                encoder=judge_encoder,
+                fluency=loading.source(fluency_model) if fluency_model else None,
+                n_samples=n_samples,
+                temperature=temperature,
+                top_p=top_p,
+                **common,
+            )
+        else:
+            task = load_task(
+                str(data),
+                model,
+                split=split.value,
+                letters=letters,
+                n_shots=n_shots or 0,
+                **common,
+            )
+        result = evaluate_target(model, task, output, **steered)
     write_config(context, output / "evaluate")
     if as_json:
         print_json(result.to_dict())

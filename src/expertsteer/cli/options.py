@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _MODELS = "Models"
 _DATA = "Data"
+_GENERATIONS = "Generations"
 
 _MODEL_HELP = (
     "a hub id (owner/name), a local folder, a .gguf file, or an embedded name "
@@ -163,6 +164,52 @@ NegativeLabel = Annotated[
         help="Label value that counts as -1; default: every other one.",
         rich_help_panel=_DATA,
     ),
+]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        help="Neutral prompts to continue in place of --data: one a line, or the "
+        "generation_prompts (else prompts) of a file of effect words (.json, .yaml).",
+        rich_help_panel=_GENERATIONS,
+    ),
+]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--judge",
+        help="What scores continuations: vader (sentiment), or labelled texts, other than the "
+        "pack's, to train a classifier on. Repeatable.",
+        rich_help_panel=_GENERATIONS,
+    ),
+]
+JudgeEncoder = Annotated[
+    str | None,
+    typer.Option(
+        help="Sentence encoder of a trained judge: a folder or hub id; default: all-minilm-l6-v2.",
+        rich_help_panel=_GENERATIONS,
+    ),
+]
+FluencyModel = Annotated[
+    str | None,
+    typer.Option(
+        help="A third model that measures the perplexity of continuations; default: left out.",
+        rich_help_panel=_GENERATIONS,
+    ),
+]
+NumberOfSamples = Annotated[
+    int,
+    typer.Option(
+        "--n-samples", min=1, help="Continuations a prompt.", rich_help_panel=_GENERATIONS
+    ),
+]
+Temperature = Annotated[
+    float,
+    typer.Option(min=0.0, help="Of continuations; 0 is greedy.", rich_help_panel=_GENERATIONS),
+]
+TopP = Annotated[
+    float,
+    typer.Option("--top-p", help="Nucleus of the sampling.", rich_help_panel=_GENERATIONS),
 ]
 ChatTemplate = Annotated[
     bool,

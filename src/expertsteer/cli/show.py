@@ -149,8 +149,10 @@ def evaluation_tables(evaluation: Evaluation | HarnessEvaluation) -> Group:
     from expertsteer.evaluation.run import Evaluation
 
     if isinstance(evaluation, Evaluation):
-        title = f"{evaluation.n_questions} questions"
-        tables = [_answers_table(title, evaluation)]
+        task = evaluation.provenance["task"]
+        items = "prompts" if task["kind"] == "generations" else "questions"
+        title = f"{evaluation.n_questions} {items}"
+        tables = [_answers_table(title, evaluation, task.get("judges", ()))]
     else:
         tables = [
             _answers_table(f"{name}, {task.n_questions} questions", task)
@@ -161,13 +163,22 @@ def evaluation_tables(evaluation: Evaluation | HarnessEvaluation) -> Group:
     return Group(*tables)
 
 
-def _answers_table(title: str, answered: Evaluation | TaskEvaluation) -> Table:
+def _answers_table(
+    title: str, answered: Evaluation | TaskEvaluation, judges: Sequence[dict[str, Any]] = ()
+) -> Table:
+    caption = "95 % bootstrap intervals over the items; changes from unsteered are paired"
+    for judge in judges:
+        if "accuracy" in judge:
+            caption += (
+                f"; {judge['name']}: accuracy {judge['accuracy']:.3f} on {judge['n_held_out']} "
+                f"held-out texts, {judge['majority']:.3f} of them of the larger class"
+            )
     if answered.n_cut:
         title += f" ({answered.n_cut} lost their beginning to the context length)"
     table = Table(
         title=title,
         title_justify="left",
-        caption="95 % bootstrap intervals over the questions; changes from unsteered are paired",
+        caption=caption,
         caption_justify="left",
     )
     for name in ("strength", "metric"):
@@ -176,12 +187,12 @@ def _answers_table(title: str, answered: Evaluation | TaskEvaluation) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for strength, metrics in answered.measurements.items():
         for metric, found in metrics.items():
-            change = [f"{found.change:+.3f}", _interval(found.change_interval, "+.3f")]
+            change = [_figure(found.change, "+"), _figures(found.change_interval, "+")]
             table.add_row(
                 _strength(strength),
                 metric,
-                f"{found.mean:.3f}",
-                _interval(found.interval, ".3f"),
+                _figure(found.mean),
+                _figures(found.interval),
                 *(change if strength else ["–", "–"]),
             )
         table.add_section()
@@ -233,6 +244,15 @@ def calibration_table(calibration: Calibration) -> Table:
 
 def _strength(strength: float) -> str:
     return f"{strength:+g}" if strength else "0"
+
+
+def _figure(value: float, sign: str = "") -> str:
+    """Return four digits or so, that words and perplexities fit beside shares."""
+    return format(value, f"{sign}.3f" if abs(value) < 10 else f"{sign},.1f")
+
+
+def _figures(interval: tuple[float, float], sign: str = "") -> str:
+    return " to ".join(_figure(end, sign) for end in interval)
 
 
 def _interval(interval: tuple[float, float], style: str) -> str:

@@ -6,6 +6,7 @@ from expertsteer.data.examples import LabelledExamples, RenderedText, render
 from expertsteer.data.formats import load_examples
 from expertsteer.data.kinds import KINDS
 from expertsteer.data.plain import load_plain_lines, load_plain_text, sentence_beginnings
+from expertsteer.data.prompts import load_prompts
 from expertsteer.data.shipped import shipped_file
 from expertsteer.data.splits import SPLITS
 
@@ -21,6 +22,7 @@ __all__ = [
     "load_examples",
     "load_plain_lines",
     "load_plain_text",
+    "load_prompts",
     "render",
     "sentence_beginnings",
     "shipped_file",

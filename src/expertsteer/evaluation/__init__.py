@@ -2,12 +2,20 @@
 
 from expertsteer.evaluation.damage import Damage
 from expertsteer.evaluation.effect import perplexity, word_log_odds
+from expertsteer.evaluation.generations import (
+    GenerationTask,
+    OpenPrompt,
+    continuation_perplexities,
+    load_generations,
+    repetition,
+)
 from expertsteer.evaluation.harness_run import (
     HarnessEvaluation,
     TaskEvaluation,
     evaluate_harness_tasks,
 )
 from expertsteer.evaluation.intervals import mean_interval
+from expertsteer.evaluation.judges import ClassifierJudge, Judge, VaderJudge, load_judge
 from expertsteer.evaluation.measurements import Measurement
 from expertsteer.evaluation.multiple_choice import (
     ChoiceTask,
@@ -35,29 +43,38 @@ from expertsteer.evaluation.tasks import load_task
 
 __all__ = [
     "ChoiceTask",
+    "ClassifierJudge",
     "ContinuationScore",
     "Damage",
     "Evaluation",
+    "GenerationTask",
     "HarnessEvaluation",
+    "Judge",
     "Measurement",
+    "OpenPrompt",
     "OpenQuestion",
     "OpenTask",
     "Question",
     "Request",
     "TaskEvaluation",
     "TokenDamage",
+    "VaderJudge",
     "answer_questions",
     "choose_by_preference",
     "continuation_log_likelihoods",
+    "continuation_perplexities",
     "encode_request",
     "evaluate",
     "evaluate_harness_tasks",
+    "load_generations",
+    "load_judge",
     "load_open_questions",
     "load_task",
     "mean_interval",
     "perplexity",
     "preference_gap",
     "questions_of",
+    "repetition",
     "require_model",
     "score_questions",
     "token_divergences",

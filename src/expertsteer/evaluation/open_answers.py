@@ -21,8 +21,8 @@ from expertsteer.data.splits import Row, draw_splits_by_group
 from expertsteer.errors import DataError, ParameterError
 from expertsteer.evaluation.questions import draw_questions
 from expertsteer.evaluation.scoring import warn_of_cut_prompts
+from expertsteer.generation import continue_prompts
 from expertsteer.models import LanguageModel
-from expertsteer.models.batches import padded
 
 __all__ = [
     "OpenQuestion",
@@ -201,7 +201,6 @@ class OpenTask:
         )
 
 
-@torch.inference_mode()
 def answer_questions(
     model: LanguageModel,
     questions: Sequence[OpenQuestion],
@@ -270,15 +269,10 @@ def answer_questions(
 def _generate(
     model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[str]:
-    ids, mask = padded(model, prompts, "left")
-    tokens = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        stopping_criteria=StoppingCriteriaList([_NextQuestion(model, ids.shape[1])]),
+    stop = StoppingCriteriaList([_NextQuestion(model, max(map(len, prompts)))])
+    texts = continue_prompts(
+        model, prompts, max_new_tokens, do_sample=False, stopping_criteria=stop
     )
-    texts = model.tokenizer.batch_decode(tokens[:, ids.shape[1] :], skip_special_tokens=True)
     return [text.partition(_NEXT_QUESTION)[0] for text in texts]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from expertsteer.evaluation.damage import Damage, measure_damage
+from expertsteer.evaluation.generations import GenerationTask
 from expertsteer.evaluation.measurements import Measurement, measure_means
 from expertsteer.evaluation.multiple_choice import ChoiceTask
 from expertsteer.evaluation.open_answers import OpenTask
@@ -31,8 +32,11 @@ class Evaluation(Damage):
     Attributes
     ----------
     measurements : dict of float to dict of str to Measurement
-        By strength (0 is unsteered) and metric.
+        By strength (0 is unsteered) and metric. Means are over the items that have the
+        metric there and unsteered, each a question or all samples of a prompt; a metric
+        that no item has is left out.
     n_questions : int
+        Questions or prompts.
     n_cut : int
         Questions whose prompt lost its beginning because it did not fit the context.
     provenance : dict
@@ -52,7 +56,7 @@ class Evaluation(Damage):
 
 def evaluate(
     model: LanguageModel,
-    task: ChoiceTask | OpenTask,
+    task: ChoiceTask | OpenTask | GenerationTask,
     output: str | Path,
     *,
     pack: SteeringPack | None = None,
@@ -67,13 +71,13 @@ def evaluate(
     Parameters
     ----------
     model : LanguageModel
-    task : ChoiceTask or OpenTask
+    task : ChoiceTask, OpenTask or GenerationTask
         Questions and how they are scored. Figures come from the test split; choices
         belong to the validation split.
     output : str or Path
         A folder: ``rows.jsonl`` (a row a question and strength), ``plain.jsonl`` (a row a
-        plain text and strength), ``run.json`` (the settings), ``summary.json``. A folder
-        of the same run is continued.
+        plain text and strength), ``run.json`` (the settings), ``summary.json``; from
+        generations also a blind sample. A folder of the same run is continued.
     pack : SteeringPack, optional
         None evaluates the model as it is.
     strengths : sequence of float
@@ -93,13 +97,18 @@ def evaluate(
     Raises
     ------
     DataError
-        If there are no questions, or the folder holds another run.
+        If there are no questions, or the folder holds another run; with generations, if a
+        judge was trained on the pack's data.
+    ModelError
+        If the fluency model of generations is the target.
     """
     folder = Path(output)
     steerings = steering_by_strength(model, pack, strengths, positions, force=force)
     # An older run's rows without one of the metrics are another run's.
     about = task.summary() | {"metrics": list(task.metrics)}
     provenance = describe_run(model, pack, about, positions, plain_text)
+    if isinstance(task, GenerationTask):
+        task.check(model, pack)
     claim_folder(folder, provenance)
     with RowFile(folder / "rows.jsonl") as file:
         for strength, steering in steerings.items():
@@ -112,22 +121,19 @@ def evaluate(
             with steering or nullcontext():
                 task.score(model, left, keep, progress)
         rows = file.rows
+    if isinstance(task, GenerationTask):
+        task.write_blind_sample(rows, folder)
     damage = measure_damage(model, plain_text, steerings, folder / "plain.jsonl")
     unsteered = {row["name"]: row for row in rows if row["strength"] == 0}
     measurements: dict[float, dict[str, Measurement]] = {}
     for strength in steerings:
         found = {row["name"]: row for row in rows if row["strength"] == strength}
-        measurements[strength] = {
-            metric: measure_means(
-                [found[name][metric] for name in unsteered],
-                [unsteered[name][metric] for name in unsteered],
-            )
-            for metric in task.metrics
-        }
+        measured = {metric: _measure(metric, found, unsteered) for metric in task.metrics}
+        measurements[strength] = {name: value for name, value in measured.items() if value}
     result = Evaluation(
         **vars(damage),
         measurements=measurements,
-        n_questions=len(unsteered),
+        n_questions=len({row.get("group", name) for name, row in unsteered.items()}),
         n_cut=sum(row["is_cut"] for row in unsteered.values()),
         provenance=provenance | {"machine": describe_machine()},
     )
@@ -175,3 +181,23 @@ def describe_run(
         },
         "versions": package_versions(),
     }
+
+
+def _measure(
+    metric: str, rows: dict[str, dict[str, Any]], unsteered: dict[str, dict[str, Any]]
+) -> Measurement | None:
+    """Return a metric's measurement over the items that have it in both, if any."""
+    before, after = (_item_means(metric, found) for found in (unsteered, rows))
+    items = [item for item in before if item in after]
+    if not items:
+        return None
+    return measure_means([after[item] for item in items], [before[item] for item in items])
+
+
+def _item_means(metric: str, rows: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Return a metric's mean over each item's rows: those of a group are one item."""
+    values: dict[str, list[float]] = {}
+    for name, row in rows.items():
+        if row[metric] is not None:
+            values.setdefault(row.get("group", name), []).append(row[metric])
+    return {item: sum(found) / len(found) for item, found in values.items()}

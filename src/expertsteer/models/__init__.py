@@ -10,6 +10,7 @@ from expertsteer.models.blocks import (
 from expertsteer.models.embedded import EMBEDDED_MODELS
 from expertsteer.models.fingerprint import ModelDescription, describe_model, explain_mismatch
 from expertsteer.models.loading import DTYPES, LanguageModel, ModelSource, load_model, locate_model
+from expertsteer.models.sentence_encoder import SentenceEncoder, load_sentence_encoder
 
 __all__ = [
     "DTYPES",
@@ -17,12 +18,14 @@ __all__ = [
     "LanguageModel",
     "ModelDescription",
     "ModelSource",
+    "SentenceEncoder",
     "block_output",
     "check_layers",
     "describe_model",
     "explain_mismatch",
     "find_blocks",
     "load_model",
+    "load_sentence_encoder",
     "locate_model",
     "residual_width",
     "unwrap",

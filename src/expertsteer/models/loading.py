@@ -28,7 +28,7 @@ from expertsteer.models.embedded import EMBEDDED_MODELS, embedded_checkpoint
 from expertsteer.models.fingerprint import ModelDescription, describe_model
 from expertsteer.models.gguf import converted_checkpoint
 
-__all__ = ["DTYPES", "LanguageModel", "ModelSource", "load_model", "locate_model"]
+__all__ = ["DTYPES", "LanguageModel", "ModelSource", "load_model", "locate_model", "quiet_loading"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -186,7 +186,7 @@ def load_model(source: str | Path | ModelSource | LanguageModel, **options: Any)
         _require_memory(Path(place), source.dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **common)
-        with _quiet_loading():
+        with quiet_loading():
             model = AutoModelForCausalLM.from_pretrained(
                 place,
                 dtype=source.dtype,
@@ -284,7 +284,7 @@ _CANONICAL = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "ope
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """Silence the per-shard bars of transformers, which only flicker."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
