@@ -161,10 +161,17 @@ def test_ablations_differ_where_their_setting_does(study_file, tmp_path, cache):
         {"method": "expertsteer", "name": "broad", "alignment_text": "both", "n_beginnings": 30},
         {"method": "expertsteer", "name": "itself", "expert": "target"},
         {"method": "expertsteer", "name": "lowest", "strategy": "lowest_mi"},
+        "lora",
     ]
     rows = run(study_file(methods=arms, sweep="n_train"), tmp_path / "out", cache)
     found = {row["method"]: row for row in rows if row["benchmark"] == "texts" and row.get("pairs")}
-    assert set(found) == {arm["name"] for arm in arms[1:]}
+    assert set(found) == {arm["name"] for arm in arms[1:-1]}
+    tuned = [row for row in rows if row["method"] == "lora"]
+    plain = [row for row in rows if row["method"] == "none" and row["target"] == "small"]
+    for row, before in zip(tuned, plain, strict=True):
+        assert row["test"] != before["test"]
+        assert row["seconds"]["fit"] > 0
+        assert row["damage"] != 1
     assert len(found["two layers"]["pairs"]) == 2
     assert found["itself"]["expert"] == "small"
     measured = [json.dumps(row["test"]) for row in found.values()]
@@ -175,3 +182,23 @@ def test_ablations_differ_where_their_setting_does(study_file, tmp_path, cache):
 def test_a_folder_without_a_study(tmp_path):
     with pytest.raises(DataError, match="expected a folder that a study has written"):
         write_report(tmp_path)
+
+
+def test_words_after_neutral_prompts_are_an_effect(study_file, files, tmp_path, cache):
+    words = {
+        "prompts": [f"w{n} w{n + 1} w{n + 2}" for n in range(20, 30)],
+        "positive_words": ["w1", "w3"],
+        "negative_words": ["w0", "w2"],
+        "plain_sentences": ["w1 w2 w3"],
+    }
+    path = tmp_path / "words.json"
+    path.write_text(json.dumps(words))
+    benchmarks = [{"name": "texts", "data": files["texts"], "words": str(path)}]
+    methods = ["none", "mean_difference"]
+    rows = run(study_file(benchmarks=benchmarks, methods=methods), tmp_path / "out", cache)
+    found = {row["method"]: row for row in rows if row["target"] == "small"}
+    # Half of the ten prompts choose, the other half are the figures.
+    assert len(found["mean_difference"]["test"]["log_odds"]) == 5
+    assert found["mean_difference"]["test"] != found["none"]["test"]
+    write_report(tmp_path / "out")
+    assert "mean_difference" in (tmp_path / "out" / "report.md").read_text()

@@ -200,15 +200,15 @@ class TargetBench:
 
     # Cells ----------------------------------------------------------------------------
 
-    def run(self, arm: ArmSettings, expert: ModelSettings | None, adapters: Path) -> dict[str, Any]:
+    def run(self, arm: ArmSettings, expert: ModelSettings | None, adapter: Path) -> dict[str, Any]:
         """Fit, tune and measure one arm.
 
         Parameters
         ----------
         arm : ArmSettings
         expert : ModelSettings or None
-        adapters : Path
-            Where fine-tuned adapters are kept.
+        adapter : Path
+            Folder for what "lora" trains.
 
         Returns
         -------
@@ -218,7 +218,7 @@ class TargetBench:
         if arm.method == "prompt":
             return self._run_prompt(arm)
         if arm.method == "lora":
-            return self._run_lora(arm, adapters)
+            return self._run_lora(arm, adapter)
         started = time.perf_counter()
         pairs = self.pairs(arm, expert)
         material = self.material(arm, expert, pairs)
@@ -273,15 +273,14 @@ class TargetBench:
         # An instruction stands before questions only: plain text is read as ever.
         return _whole_effect(effect) | {"test": test, "damage": 1.0, "seconds": seconds}
 
-    def _run_lora(self, arm: ArmSettings, adapters: Path) -> dict[str, Any]:
+    def _run_lora(self, arm: ArmSettings, adapter: Path) -> dict[str, Any]:
         from expertsteer.fine_tuning import adapted, fine_tune
 
         started = time.perf_counter()
         examples = self.benchmark.fitting
         if arm.n_train is not None:
             examples = examples.subset(first_questions(examples, arm.n_train))
-        folder = adapters / f"{self.target.name}-{self.benchmark.settings.name}-{arm.name}"
-        folder = fine_tune(self.model, examples, output=folder, seed=self.benchmark.seed)
+        folder = fine_tune(self.model, examples, output=adapter, seed=self.benchmark.seed)
         made = time.perf_counter()
         task, metric = self.subject.validation
         with adapted(self.model, folder):
@@ -289,9 +288,11 @@ class TargetBench:
         searched = time.perf_counter()
         test = self._measure(adapted(self.model, folder))
         seconds = {"fit": made - started, "test": time.perf_counter() - searched}
+        with adapted(self.model, folder):
+            damage = self.damage_on_test(nullcontext())
         return _whole_effect(effect) | {
             "test": test,
-            "damage": round(self.damage_on_test(adapted(self.model, folder)), 5),
+            "damage": round(damage, 5),
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
         }
 

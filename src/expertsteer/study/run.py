@@ -164,9 +164,10 @@ class _Run:
                     continue
                 if bench is None or bench.benchmark != benchmark:
                     bench = self._bench(settings, model, benchmark)
-                arm, expert, adapters = cell.arm, cell.expert, self.folder / "adapters"
+                adapter = self.folder / "adapters" / cell.fingerprint(self.study)
+                arm, expert = cell.arm, cell.expert
                 self._keep(
-                    cell, lambda b=bench, a=arm, e=expert, d=adapters: b.run(a, e, d), self.rows
+                    cell, lambda b=bench, a=arm, e=expert, d=adapter: b.run(a, e, d), self.rows
                 )
 
     @lru_cache(maxsize=1)  # noqa: B019 - one target at a time, and the run is short-lived
