@@ -17,6 +17,8 @@ from expertsteer.data import EffectWords, load_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# A study's report is a result, not a page.
+PAGES = [page for page in PAGES if page.name != "report.md"]
 LANGUAGES = {"python", "bash", "console", "jsonl", "csv", "yaml"}
 # Programs a reader has before this package, with nothing of ours in their arguments.
 FOREIGN = {"python", "source"}
