@@ -39,7 +39,9 @@ def test_cells_measures_and_report(study_file, tmp_path, cache):
     assert plans[0][:2] == (16, 16)
     assert plans[0][2] > 0
     assert len(set(keys(rows))) == len(rows) == 16
-    assert [row["error"] for row in rows if "error" in row] == []
+    # There is nothing to put an instruction before where texts are only read.
+    (refused,) = [row for row in rows if "error" in row]
+    assert (refused["method"], refused["benchmark"]) == ("prompt", "texts")
     by_method = {row["method"]: row for row in rows if row["benchmark"] == "questions"}
     steered = by_method["expertsteer"]
     assert len(steered["test"]["acc_norm"]) == 12
@@ -52,6 +54,7 @@ def test_cells_measures_and_report(study_file, tmp_path, cache):
     report = (folder / "report.md").read_text()
     for method in ("random", "expertsteer", "transferred", "prompt"):
         assert f"| {method}" in report
+    assert "Missing: small, texts, prompt, 0: Got the method 'prompt' on labelled texts" in report
     study, cells, _ = load_cells(folder)
     frame = cell_frame(study, cells).set_index(["benchmark", "method", "target"])
     change = np.subtract(steered["test"]["acc_norm"], by_method["none"]["test"]["acc_norm"])
@@ -96,7 +99,7 @@ def test_an_interrupted_study_goes_on_with_no_row_twice_and_none_lost(
         sorted(whole, key=lambda r: str(keys([r]))),
         strict=True,
     ):
-        assert row["test"] == other["test"]
+        assert row.get("test") == other.get("test")
 
 
 def test_a_finished_study_measures_nothing_and_a_changed_setting_only_its_cells(
@@ -134,11 +137,19 @@ def test_an_arm_that_cannot_be_had_costs_no_other(study_file, tmp_path, cache, m
         return original(self, arm, expert, pairs)
 
     monkeypatch.setattr(TargetBench, "material", failing)
-    rows = run(study_file(), tmp_path / "out", cache)
+    path = study_file(methods=["none", "random", "expertsteer"])
+    rows = run(path, tmp_path / "out", cache)
     failed = [row for row in rows if "error" in row]
     assert {row["method"] for row in failed} == {"expertsteer"}
-    assert len(rows) == 16
-    assert "| expertsteer " not in (write_report(tmp_path / "out")[1]).read_text()
+    assert len(rows) == 8
+    report = write_report(tmp_path / "out")[1].read_text()
+    assert "| expertsteer " not in report
+    assert "Missing: small, questions, expertsteer, large, 0: Got nothing to align." in report
+    # Once the cause is mended, the next run has it.
+    monkeypatch.setattr(TargetBench, "material", original)
+    again = run(path, tmp_path / "out", cache)
+    assert not [row for row in again if "error" in row]
+    assert "| expertsteer " in write_report(tmp_path / "out")[1].read_text()
 
 
 def test_only_one_run_at_a_time_in_a_folder(study_file, tmp_path, cache):
@@ -161,11 +172,14 @@ def test_ablations_differ_where_their_setting_does(study_file, tmp_path, cache):
         {"method": "expertsteer", "name": "broad", "alignment_text": "both", "n_beginnings": 30},
         {"method": "expertsteer", "name": "itself", "expert": "target"},
         {"method": "expertsteer", "name": "lowest", "strategy": "lowest_mi"},
+        {"method": "transferred", "name": "aligned", "aligner": "aligned"},
+        "transferred",
         "lora",
     ]
     rows = run(study_file(methods=arms, sweep="n_train"), tmp_path / "out", cache)
     found = {row["method"]: row for row in rows if row["benchmark"] == "texts" and row.get("pairs")}
-    assert set(found) == {arm["name"] for arm in arms[1:-1]}
+    named = {arm if isinstance(arm, str) else arm["name"] for arm in arms}
+    assert set(found) == named - {"none", "lora"}
     tuned = [row for row in rows if row["method"] == "lora"]
     plain = [row for row in rows if row["method"] == "none" and row["target"] == "small"]
     for row, before in zip(tuned, plain, strict=True):
@@ -202,3 +216,49 @@ def test_words_after_neutral_prompts_are_an_effect(study_file, files, tmp_path, 
     assert found["mean_difference"]["test"] != found["none"]["test"]
     write_report(tmp_path / "out")
     assert "mean_difference" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_two_models_can_each_be_the_others_expert(study_file, models, tmp_path):
+    both = [{"model": models[name], "name": name} for name in ("target", "expert")]
+    path = study_file(targets=both, experts=both, methods=["rfm", "expertsteer", "transferred"])
+    folder = tmp_path / "out"
+    rows = run(path, folder, tmp_path / "fresh cache")
+    pairs = {(r["target"], r["expert"]) for r in rows if r["method"] == "transferred"}
+    assert pairs == {("target", "expert"), ("expert", "target")}
+    assert not [row for row in rows if "error" in row]
+    assert folder / "transfer.png" in write_report(folder)
+
+
+def test_a_report_shows_the_rows_of_the_settings_as_they_are_now(study_file, tmp_path, cache):
+    folder = tmp_path / "out"
+    methods = ["none", "random"]
+    for budget in (1.2, 1.4, 1.2):
+        rows = run(study_file(methods=methods, budget=budget), folder, cache)
+        _, cells, _ = load_cells(folder)
+        shown = {row["strength"] for row in cells if row["method"] == "random"}
+        assert shown == {row["strength"] for row in rows if row["method"] == "random"}
+    renamed = [{"method": "random", "name": "noise"}]
+    run(study_file(methods=renamed, budget=1.2), folder, cache)
+    _, cells, _ = load_cells(folder)
+    assert {row["method"] for row in cells} == {"none", "noise"}
+
+
+def test_several_seeds_are_averaged_by_item(study_file, tmp_path, cache):
+    folder = tmp_path / "out"
+    run(study_file(methods=["none", "random"], seeds=[0, 1]), folder, cache)
+    study, cells, _ = load_cells(folder)
+    (row,) = average_frame(study, cells).to_dict("records")
+    assert row["n_benchmarks"] == 2
+    assert row["wins"] + row["losses"] <= 2
+    assert len(cell_frame(study, cells)) == 2 * 2 * 3
+
+
+def test_divergence_as_the_damage(study_file, tmp_path, cache):
+    folder = tmp_path / "out"
+    settings = {"damage": "divergence", "budget": 0.1, "methods": ["none", "random", "lora"]}
+    rows = run(study_file(**settings), folder, cache)
+    damage = {row["method"]: row["damage"] for row in rows if row["target"] == "small"}
+    assert damage["none"] == 0
+    assert damage["random"] > 0
+    assert damage["lora"] > 0
+    write_report(folder)

@@ -38,10 +38,11 @@ def study(
     is measured twice. Experts and targets are measured unsteered first, and cells whose expert is
     not better than the target are marked, since nothing can be transferred there.
     """
+    from expertsteer.models.cache import cache_root
     from expertsteer.study import load_study, run_study
 
     settings = load_study(file)
-    _require_tables()
+    _require_packages(any(arm.method == "lora" for arm in settings.methods))
     from expertsteer.study.report import write_report
 
     def plan(n_cells: int, n_left: int, seconds: float) -> None:
@@ -51,7 +52,7 @@ def study(
         run_study(
             settings,
             output,
-            cache_dir=options.cache_folder(cache_dir, False) or output / "states",
+            cache_dir=cache_dir or cache_root() / "states",
             on_plan=plan,
             dry_run=dry_run,
         )
@@ -65,13 +66,14 @@ def study(
             say(str(path))
 
 
-def _require_tables() -> None:
-    """Say before hours of work that packages for the tables are missing."""
+def _require_packages(fine_tunes: bool) -> None:
+    """Say before hours of work that packages are missing."""
     from expertsteer.errors import ExpertSteerError
 
-    for name in ("pandas", "tabulate", "jinja2"):
+    needed = {"pandas": "study", "tabulate": "study", "jinja2": "study"}
+    for name, extra in (needed | ({"peft": "lora"} if fine_tunes else {})).items():
         if importlib.util.find_spec(name) is None:
             raise ExpertSteerError(
-                f"Got no package {name}, but the tables of a study need it. Install it with: "
-                'pip install "expertsteer[study]"'
+                f"Got no package {name}, but this study needs it. Install it with: "
+                f'pip install "expertsteer[{extra}]"'
             )

@@ -7,11 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 from expertsteer.data import LabelledExamples, RenderedText, render
-from expertsteer.evaluation.scoring import (
-    continuation_log_likelihoods,
-    encode_request,
-    mean_log_likelihoods,
-)
+from expertsteer.evaluation.scoring import mean_log_likelihoods
 from expertsteer.models import LanguageModel
 
 __all__ = ["LabelledText", "TextTask", "labelled_texts_of"]
@@ -27,14 +23,11 @@ class LabelledText(NamedTuple):
     text : RenderedText
     label : int
         +1 or -1.
-    instruction : str
-        What stands before the text and is not scored.
     """
 
     name: str
     text: RenderedText
     label: int
-    instruction: str = ""
 
 
 def labelled_texts_of(
@@ -83,25 +76,7 @@ class TextTask:
     ) -> None:
         """Measure some of the texts."""
         # A text of one token has no token to predict, and counts on neither side.
-        for question, score in zip(questions, _scores(model, questions, progress), strict=True):
+        scores = mean_log_likelihoods(model, [question.text for question in questions]).tolist()
+        for question, score in zip(questions, scores, strict=True):
             value = question.label * score if score == score else 0.0
             on_rows([{"name": question.name, "right": question.label, "preference": value}])
-
-
-def _scores(model: LanguageModel, questions: Sequence[LabelledText], progress: bool) -> list[float]:
-    if not any(question.instruction for question in questions):
-        return mean_log_likelihoods(model, [question.text for question in questions]).tolist()
-    requests = [
-        encode_request(
-            model,
-            f"{question.instruction}\n",
-            [question.text.text],
-            has_special_tokens=question.text.has_special_tokens,
-        )[0]
-        for question in questions
-    ]
-    scores = continuation_log_likelihoods(model, requests, progress=progress)
-    return [
-        score.log_likelihood / len(request.continuations[0])
-        for (score,), request in zip(scores, requests, strict=True)
-    ]

@@ -46,30 +46,24 @@ class Cell:
         }
 
     def fingerprint(self, study: StudySettings) -> str:
-        """Return a hash of all settings that decide the cell's figures."""
-        decisive = {"budget", "damage", "strength_shares", "layer_depths", "positions"}
-        steered: list[Any] = []
-        if self.arm.method != "none":
-            steered = [
-                study.model_dump(mode="json", include=decisive),
-                self.plain.fingerprint(self.arm.uses_plain_text),
-            ]
-        if self.arm.uses_plain_text:
-            steered.append(self.arm.n_beginnings or study.n_beginnings)
-        settings = [
-            self.target.model_dump(exclude={"name", "device", "device_map"}),
-            self.benchmark.examples.fingerprint,
-            self.benchmark.settings.model_dump(
-                include={"open", "n_shots", "max_new_tokens", "words"}, exclude_none=True
-            ),
-            self.benchmark.seed,
-            self.arm.model_dump(exclude={"name"}),
-            self.expert.model_dump(exclude={"name", "device", "device_map"})
-            if self.expert
-            else None,
-            steered,
-            self.benchmark.instruction if self.arm.method == "prompt" else "",
+        """Return a hash of all that decides the cell's figures."""
+        settings: list[Any] = [
+            [*self.target.identity(), self.target.dtype],
+            self.benchmark.fingerprint(),
+            self.arm.model_dump(mode="json", exclude={"name", "expert"})
+            | {"aligner": self.arm.aligner_name},
         ]
+        if self.arm.method == "prompt":
+            settings.append(self.benchmark.instruction)
+        if self.arm.method != "none":
+            n_beginnings = self.arm.n_beginnings or study.n_beginnings
+            read = n_beginnings if self.arm.uses_plain_text else 0
+            settings += [study.damage, read, self.plain.fingerprint(read)]
+        if self.arm.is_vector:
+            decisive = {"budget", "strength_shares", "layer_depths", "positions"}
+            settings.append(study.model_dump(mode="json", include=decisive))
+        if self.expert is not None:
+            settings.append([*self.expert.identity(), self.expert.dtype])
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
 

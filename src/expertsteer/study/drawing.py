@@ -9,6 +9,7 @@ import numpy as np
 
 from expertsteer.data import LabelledExamples
 from expertsteer.errors import DataError
+from expertsteer.evaluation.multiple_choice import is_questions
 
 __all__ = ["draw_examples", "first_questions", "with_label_noise"]
 
@@ -32,7 +33,7 @@ def draw_examples(
     Returns
     -------
     LabelledExamples
-        Questions in the order drawn, train first.
+        Questions in the order drawn, train first; of texts, as many of either class.
 
     Raises
     ------
@@ -45,8 +46,14 @@ def draw_examples(
         rows_of.setdefault(group, []).append(row)
         groups.setdefault(split, {})[group] = None
     drawn = {split: list(names) for split, names in groups.items()}
+    first_label = {
+        group: int(label)
+        for group, label in zip(reversed(examples.groups), examples.labels[::-1], strict=True)
+    }
     for split in sorted(drawn):
         random.Random(f"{seed} {split}").shuffle(drawn[split])
+        if len(rows_of) == len(examples):  # texts alone, not questions with their answers
+            drawn[split] = _alternating(drawn[split], first_label)
     for split in ("validation", "test"):
         if not drawn.get(split):
             raise DataError(
@@ -70,6 +77,17 @@ def draw_examples(
     return taken
 
 
+def _alternating(names: list[str], label_of: dict[str, int]) -> list[str]:
+    """Return as many texts of either class, in turns.
+
+    With classes of unequal size, whatever lowers the likelihood of all texts would count as
+    a gain.
+    """
+    positive = [name for name in names if label_of[name] > 0]
+    negative = [name for name in names if label_of[name] < 0]
+    return [name for both in zip(positive, negative, strict=False) for name in both]
+
+
 def first_questions(examples: LabelledExamples, n_train: int) -> list[int]:
     """Return the rows that are left where only the first train questions are kept."""
     train = dict.fromkeys(
@@ -88,7 +106,7 @@ def first_questions(examples: LabelledExamples, n_train: int) -> list[int]:
 def with_label_noise(examples: LabelledExamples, share: float, seed: int) -> LabelledExamples:
     """Give a share of the train questions a wrong label.
 
-    A question's wrong answers take turns at being right; a text alone changes its class.
+    A wrong answer takes the right one's place; a text changes its class.
 
     Parameters
     ----------
@@ -106,12 +124,13 @@ def with_label_noise(examples: LabelledExamples, share: float, seed: int) -> Lab
     for row, (group, split) in enumerate(zip(examples.groups, examples.splits, strict=True)):
         if split == "train":
             rows_of.setdefault(group, []).append(row)
+    questions = is_questions(examples)
     rng = random.Random(seed)
     names = list(rows_of)
     for name in rng.sample(names, round(share * len(names))):
         rows = rows_of[name]
-        if len(rows) == 1:
-            labels[rows[0]] *= -1
+        if not questions:
+            labels[rows] *= -1
             continue
         wrong = rng.choice([row for row in rows if labels[row] < 0])
         labels[rows] = np.where(np.array(rows) == wrong, 1, -1)

@@ -43,8 +43,9 @@ def draw_figures(study: StudySettings, frame: Frame, averages: Frame, folder: Pa
     ]
     if study.sweep:
         written.append(save_figure(_sweep(study, averages), folder / "sweep.png"))
-    if averages["expert"].nunique() > 1 and averages["target"].nunique() > 1:
-        written.append(save_figure(_transfer(frame), folder / "transfer.png"))
+    has_own = any(arm.method == "rfm" for arm in study.methods)
+    if has_own and averages["expert"].nunique() > 1 and averages["target"].nunique() > 1:
+        written.append(save_figure(_transfer(study, frame), folder / "transfer.png"))
     return written
 
 
@@ -67,7 +68,7 @@ def _averages(study: StudySettings, averages: Frame) -> Figure:
         _forest(row[0], own, "change", labels, "change of right answers, points")
         _forest(row[1], own, "effect", [], "effect, nats")
         row[2].scatter(own["damage"], range(len(own)), color="tab:red", s=18)
-        row[2].axvline(1, color="grey", linewidth=0.8)
+        row[2].axvline(study.undamaged, color="grey", linewidth=0.8)
         row[2].axvline(study.budget, color="tab:red", linewidth=0.8, linestyle=":")
         row[2].set_yticks(range(len(own)), [""] * len(own))
         row[2].set_ylim(row[0].get_ylim())
@@ -135,7 +136,8 @@ def _cells(study: StudySettings, frame: Frame) -> Figure:
 def _sweep(study: StudySettings, averages: Frame) -> Figure:
     """Draw the average effect over the values of one setting, a line a method."""
     assert study.sweep is not None
-    values = {arm.name: getattr(arm, study.sweep) for arm in study.methods}
+    usual = getattr(study, study.sweep, None)
+    values = {arm.name: getattr(arm, study.sweep) or usual for arm in study.methods}
     kinds = {arm.name: arm.method for arm in study.methods}
     targets = list(dict.fromkeys(averages["target"]))
     figure = Figure(figsize=(1 + 5 * len(targets), 4), layout="constrained")
@@ -161,16 +163,15 @@ def _sweep(study: StudySettings, averages: Frame) -> Figure:
     return figure
 
 
-def _transfer(frame: Frame) -> Figure:
+def _transfer(study: StudySettings, frame: Frame) -> Figure:
     """Draw, for every expert and target, the effect as a share of the target's own vector's."""
-    methods = [
-        m
-        for m in dict.fromkeys(frame["method"])
-        if frame.loc[frame["method"] == m, "expert"].notna().any()
-    ]
-    experts = [e for e in dict.fromkeys(frame["expert"]) if isinstance(e, str)]
-    targets = list(dict.fromkeys(frame.loc[frame["expert"].notna(), "target"]))
-    own = frame[frame["method"] == "rfm"].groupby("target")["effect"].mean()
+    arms = {arm.name: arm.method for arm in study.methods}
+    steered = frame[frame["expert"].notna()]
+    methods = list(dict.fromkeys(steered["method"]))
+    experts = list(dict.fromkeys(steered["expert"]))
+    targets = list(dict.fromkeys(steered["target"]))
+    own = frame[frame["method"].map(arms) == "rfm"]
+    own = own.groupby(["target", "benchmark"])["effect"].mean()
     figure = Figure(
         figsize=(1.5 + (1.2 + 0.9 * len(targets)) * len(methods), 1.8 + 0.5 * len(experts)),
         layout="constrained",
@@ -178,12 +179,10 @@ def _transfer(frame: Frame) -> Figure:
     panels = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
     image: Any = None
     for axes, method in zip(panels, methods, strict=True):
-        table = (
-            frame[frame["method"] == method]
-            .pivot_table(index="expert", columns="target", values="effect")
-            .reindex(index=experts, columns=targets)
-        )
-        shares = table.to_numpy(dtype=float) / own.reindex(targets).to_numpy(dtype=float)
+        # A ratio a benchmark, since benchmarks have no common scale.
+        effects = steered[steered["method"] == method].groupby(["expert", "target", "benchmark"])
+        ratios = effects["effect"].mean().div(own, axis=0).groupby(["expert", "target"]).mean()
+        shares = ratios.unstack("target").reindex(index=experts, columns=targets).to_numpy(float)
         image = axes.imshow(shares, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
         for (y, x), value in np.ndenumerate(shares):
             if not np.isnan(value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from expertsteer.alignment import Alignment, Ridge
+from expertsteer.alignment import Alignment
 from expertsteer.calibration import item_values, strength_at_budget
+from expertsteer.data import LabelledExamples
 from expertsteer.evaluation.intervals import mean_interval
 from expertsteer.methods import Material, method_vectors
 from expertsteer.models import LanguageModel
@@ -73,9 +75,10 @@ class TargetBench:
         task, metric = self.subject.validation
         self.unsteered = item_values(model, task, metric)
         # Within a benchmark, arms ask for the same few again and again.
-        self.table = lru_cache(maxsize=None)(self._table)
+        self.tables: dict[tuple[str, str, str, bool], torch.Tensor] = {}
         self.states = lru_cache(maxsize=8)(self._states)
         self.ranked_layers: list[int] = []
+        self.undamaged = study.undamaged
 
     # States ---------------------------------------------------------------------------
 
@@ -85,11 +88,18 @@ class TargetBench:
         corpus = self.plain.beginnings if plain else self.benchmark.fitting
         return collect_corpus(loaded, self.models[name], corpus, position, self.cache_dir)
 
-    def _table(self, expert: str, estimator: str, position: str) -> torch.Tensor:
-        values = [
-            self.states(name, False, position).values.float() for name in (expert, self.target.name)
-        ]
-        return torch.as_tensor(mutual_information_table(values[0], values[1], estimator))
+    def table(self, expert: str, arm: ArmSettings) -> torch.Tensor:
+        """Return the mutual information of two models' layers, on what an arm may read."""
+        plain = arm.method == "transferred"  # no labelled text of the target's may decide it
+        position = "last" if plain else arm.position
+        key = (expert, arm.estimator, position, plain)
+        if key not in self.tables:
+            values = [
+                self.states(name, plain, position).values.float()
+                for name in (expert, self.target.name)
+            ]
+            self.tables[key] = torch.as_tensor(mutual_information_table(*values, arm.estimator))
+        return self.tables[key]
 
     # Layers ---------------------------------------------------------------------------
 
@@ -125,34 +135,27 @@ class TargetBench:
             layers = self.ranked_layers[: arm.n_pairs]
             if expert is None:
                 return _own_pairs(layers)
-            table = self.table(expert.name, arm.estimator, arm.position)
+            table = self.table(expert.name, arm)
             return tuple((int(table[:, j].argmax()), j) for j in layers)
-        if expert is None:
-            return _own_pairs(self.ranked_layers[: arm.n_pairs])
-        table = self.table(expert.name, arm.estimator, arm.position)
+        assert expert is not None  # own vectors have no strategy, see `ArmSettings`
+        table = self.table(expert.name, arm)
         return tuple(select_pairs(table, arm.strategy, arm.n_pairs, arm.pairs))
 
     # Vectors --------------------------------------------------------------------------
 
     def material(self, arm: ArmSettings, expert: ModelSettings | None, pairs: Pairs) -> Material:
         """Return what an arm makes its vectors from."""
-        examples = self.benchmark.fitting
+        examples, rows = self._examples(arm)
         target_states = self.states(self.target.name, False, arm.position)
         expert_states = self.states((expert or self.target).name, False, arm.position)
-        rows = torch.arange(len(examples))
-        if arm.n_train is not None:
-            rows = torch.tensor(first_questions(examples, arm.n_train))
-            examples = examples.subset(rows.tolist())
-        if arm.label_noise:
-            examples = with_label_noise(examples, arm.label_noise, self.benchmark.seed)
         expert_states, target_states = expert_states.rows(rows), target_states.rows(rows)
         alignment, texts = None, (None, None)
         if arm.uses_plain_text and expert is not None:
             plain = self._plain_states(arm, expert)
             if arm.method == "transferred":
-                table = self.table(expert.name, arm.estimator, arm.position)
+                table = self.table(expert.name, arm)
                 alignment = Alignment.fit(
-                    *plain, pairs, _plain_aligner(arm), table=table, progress=False
+                    *plain, pairs, arm.steer().aligner, table=table, progress=False
                 )
             elif arm.alignment_text == "both":
                 texts = (_joined(expert_states, plain[0]), _joined(target_states, plain[1]))
@@ -160,6 +163,17 @@ class TargetBench:
                 texts = plain
         steer = arm.steer(self.benchmark.seed)
         return Material(examples, expert_states, target_states, pairs, steer, *texts, alignment)
+
+    def _examples(self, arm: ArmSettings) -> tuple[LabelledExamples, torch.Tensor]:
+        """Return the examples an arm reads, and which rows of all they are."""
+        examples = self.benchmark.fitting
+        rows = list(range(len(examples)))
+        if arm.n_train is not None:
+            rows = first_questions(examples, arm.n_train)
+            examples = examples.subset(rows)
+        if arm.label_noise:
+            examples = with_label_noise(examples, arm.label_noise, self.benchmark.seed)
+        return examples, torch.tensor(rows)
 
     def _plain_states(self, arm: ArmSettings, expert: ModelSettings) -> tuple[States, States]:
         rows = torch.arange(arm.n_beginnings or self.study.n_beginnings)
@@ -219,8 +233,11 @@ class TargetBench:
             return self._run_prompt(arm)
         if arm.method == "lora":
             return self._run_lora(arm, adapter)
-        started = time.perf_counter()
+        # What arms share, states and tables, is read before the clock starts.
         pairs = self.pairs(arm, expert)
+        if arm.uses_plain_text and expert is not None:
+            self._plain_states(arm, expert)
+        started = time.perf_counter()
         material = self.material(arm, expert, pairs)
         # The paper's method is the same call with the paper's settings.
         method = "expertsteer" if arm.method == "expertsteer_paper" else arm.method
@@ -235,6 +252,7 @@ class TargetBench:
         searched = time.perf_counter()
         cell: dict[str, Any] = {
             "pairs": [list(pair) for pair in pairs],
+            "n_train": len(set(material.examples.split("train").groups)),
             "strongest": round(strongest, 6),
             "validation": [
                 {"share": share, "effect": round(mean, 5), "interval": _rounded(interval)}
@@ -248,7 +266,11 @@ class TargetBench:
         steering = pack.apply(self.model, strength, self._positions(arm)) if strength else None
         cell["test"] = self._measure(steering)
         scored = time.perf_counter()
-        damage = self.damage_on_test(pack.apply(self.model, strength, "all")) if strength else 1.0
+        damage = (
+            self.damage_on_test(pack.apply(self.model, strength, "all"))
+            if strength
+            else self.undamaged
+        )
         cell["damage"] = round(damage, 5)
         cell["seconds"] = {
             "fit": round(made - started, 2),
@@ -271,49 +293,64 @@ class TargetBench:
         test = self._measure(None, instruction)
         seconds = {"fit": 0.0, "test": round(time.perf_counter() - started, 2)}
         # An instruction stands before questions only: plain text is read as ever.
-        return _whole_effect(effect) | {"test": test, "damage": 1.0, "seconds": seconds}
+        return _whole_effect(effect) | {
+            "test": test,
+            "damage": self.undamaged,
+            "seconds": seconds,
+        }
 
     def _run_lora(self, arm: ArmSettings, adapter: Path) -> dict[str, Any]:
-        from expertsteer.fine_tuning import adapted, fine_tune
+        from expertsteer.fine_tuning import ADAPTER_RECORD, adapted, fine_tune
 
-        started = time.perf_counter()
-        examples = self.benchmark.fitting
-        if arm.n_train is not None:
-            examples = examples.subset(first_questions(examples, arm.n_train))
+        examples, _ = self._examples(arm)
         folder = fine_tune(self.model, examples, output=adapter, seed=self.benchmark.seed)
-        made = time.perf_counter()
+        record = json.loads((folder / ADAPTER_RECORD).read_text(encoding="utf-8"))
         task, metric = self.subject.validation
         with adapted(self.model, folder):
             effect = item_values(self.model, task, metric) - self.unsteered
         searched = time.perf_counter()
         test = self._measure(adapted(self.model, folder))
-        seconds = {"fit": made - started, "test": time.perf_counter() - searched}
-        with adapted(self.model, folder):
-            damage = self.damage_on_test(nullcontext())
+        seconds = {
+            "fit": round(record["training"]["seconds"], 2),
+            "test": round(time.perf_counter() - searched, 2),
+        }
+        damage = self.damage_on_test(_Adapted(self.model, folder))
         return _whole_effect(effect) | {
+            "n_train": len(set(examples.split("train").groups)),
             "test": test,
             "damage": round(damage, 5),
-            "seconds": {name: round(value, 2) for name, value in seconds.items()},
+            "seconds": seconds,
         }
 
 
-def measure_unsteered(subject: Subject) -> dict[str, Any]:
+class _Adapted:
+    """An adapter that can be entered again and again, as a steering can."""
+
+    def __init__(self, model: LanguageModel, folder: Path) -> None:
+        self.model = model
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        from expertsteer.fine_tuning import adapted
+
+        self.entered = adapted(self.model, self.folder)
+        self.entered.__enter__()
+
+    def __exit__(self, *details: Any) -> None:
+        self.entered.__exit__(*details)
+
+
+def measure_unsteered(subject: Subject, undamaged: float) -> dict[str, Any]:
     """Return the cell of a model as it is."""
     started = time.perf_counter()
     test = subject.measure()
     seconds = {"fit": 0.0, "test": round(time.perf_counter() - started, 2)}
     names = [question.name for question in subject.test[0].questions]
-    return {"items": names, "test": test, "damage": 1.0, "seconds": seconds}
+    return {"items": names, "test": test, "damage": undamaged, "seconds": seconds}
 
 
 def _own_pairs(layers: list[int]) -> Pairs:
     return tuple((layer, layer) for layer in layers)
-
-
-def _plain_aligner(arm: ArmSettings) -> Any:
-    # Ridge is the default of alignments on plain text, as in `fit_alignment`.
-    named = "aligner" in arm.model_fields_set
-    return arm.steer().aligner if named else Ridge()
 
 
 def _joined(first: States, second: States) -> States:

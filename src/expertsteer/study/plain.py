@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from expertsteer.data import load_plain_text, sentence_beginnings
+from expertsteer.errors import DataError
 from expertsteer.study.settings import StudySettings
 
 __all__ = ["PlainText"]
@@ -29,24 +30,36 @@ class PlainText:
 
     @classmethod
     def load(cls, study: StudySettings) -> PlainText:
-        """Load the study's plain text."""
-        sentences = load_plain_text(study.plain_text)
-        other = load_plain_text(study.plain_text_test) if study.plain_text_test else sentences[::-1]
-        wanted = [
-            max([arm.n_beginnings or study.n_beginnings for arm in study.methods]),
-            study.n_beginnings,
-        ]
-        return cls(
-            _whole(sentences, study.n_plain),
-            _whole(other, study.n_plain),
-            sentence_beginnings(sentences[study.n_plain :], max(wanted)),
-        )
+        """Load the study's plain text and divide it: no sentence serves twice.
 
-    def fingerprint(self, with_beginnings: bool) -> str:
+        Raises
+        ------
+        DataError
+            If there are too few sentences.
+        """
+        sentences = _whole(load_plain_text(study.plain_text))
+        budget, rest = sentences[: study.n_plain], sentences[study.n_plain :]
+        if study.plain_text_test:
+            test = _whole(load_plain_text(study.plain_text_test))[: study.n_plain]
+        else:
+            rest, test = rest[: -study.n_plain], rest[-study.n_plain :]
+        if min(len(budget), len(test)) < study.n_plain:
+            raise DataError(
+                f"Got plain text with {len(sentences)} sentences, but expected twice "
+                f"n_plain={study.n_plain} or more. Name a longer file or choose a smaller n_plain."
+            )
+        wanted = [
+            arm.n_beginnings or study.n_beginnings for arm in study.methods if arm.uses_plain_text
+        ]
+        beginnings = sentence_beginnings(rest, max(wanted)) if wanted else []
+        return cls(budget, test, beginnings)
+
+    def fingerprint(self, n_beginnings: int) -> str:
         """Return a hash of what a cell reads of it; 16 hexadecimal digits."""
-        read = [*self.budget, "", *self.test, *(self.beginnings if with_beginnings else ())]
+        read = [*self.budget, "", *self.test, *self.beginnings[:n_beginnings]]
         return hashlib.sha256("\n".join(read).encode()).hexdigest()[:16]
 
 
-def _whole(sentences: list[str], n: int) -> list[str]:
-    return [sentence for sentence in sentences if len(sentence.split()) > 5][:n]
+def _whole(sentences: list[str]) -> list[str]:
+    # Headings and fragments have little to predict.
+    return [sentence for sentence in sentences if len(sentence.split()) > 5]

@@ -42,9 +42,9 @@ def load_cells(folder: str | Path) -> tuple[StudySettings, list[dict[str, Any]],
     -------
     study : StudySettings
     cells : list of dict
-        Without the choices of layers and the cells that could not be had.
+        The study's finished cells, as its settings name them now.
     about : dict
-        ``machine`` and ``versions``.
+        ``machine``, ``versions``, and ``missing``: what cells could not be had, and why.
 
     Raises
     ------
@@ -57,14 +57,19 @@ def load_cells(folder: str | Path) -> tuple[StudySettings, list[dict[str, Any]],
     except (OSError, ValueError) as error:
         raise DataError(f"Got {folder}, but expected a folder that a study has written.") from error
     study = StudySettings.model_validate(about.pop("settings"))
-    rows = read_json_lines(folder / "cells.jsonl")
-    arms = {arm.name for arm in study.methods} | {"none"}
-    known = [row for row in rows if row["method"] in arms and "test" in row]
-    # Of a cell whose settings changed, the newest row counts.
-    newest = {tuple(row[key] for key in _KEYS): row for row in known}
-    return study, list(newest.values()), about
+    rows = {row["fingerprint"]: row for row in read_json_lines(folder / "cells.jsonl")}
+    cells, missing = [], []
+    for named in about.pop("cells"):
+        row = rows.get(named["fingerprint"], {})
+        if "test" in row:
+            cells.append(row | named)
+        elif "error" in row:
+            missing.append({key: named[key] for key in _KEYS} | {"error": row["error"]})
+    return study, cells, about | {"missing": missing}
 
 
+# What averages are of.
+_AVERAGED = ("change", "change_own", "deployed", "effect")
 _KEYS = ("target", "benchmark", "method", "expert", "seed")
 
 
@@ -95,7 +100,7 @@ def cell_frame(study: StudySettings, cells: Sequence[dict[str, Any]]) -> Frame:
         before = unsteered.get((cell["target"], cell["benchmark"], cell["seed"]))
         if before is None or cell["benchmark"] not in domains:
             continue
-        metric = _metric(study, cell)
+        metric = cell["metric"]
         row = {key: cell[key] for key in _KEYS} | {
             "domain": domains[cell["benchmark"]],
             "metric": metric,
@@ -117,21 +122,11 @@ def cell_frame(study: StudySettings, cells: Sequence[dict[str, Any]]) -> Frame:
         expert = unsteered.get((cell["expert"], cell["benchmark"], cell["seed"]))
         row["expert_better"] = (
             None
-            if expert is None or cell["expert"] is None
+            if expert is None or cell["expert"] is None or metric not in _SHARES
             else float(np.mean(expert["test"][metric])) > float(np.mean(before["test"][metric]))
         )
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _metric(study: StudySettings, cell: dict[str, Any]) -> str:
-    settings = next((b for b in study.benchmarks if b.name == cell["benchmark"]), None)
-    if settings is not None and settings.metric:
-        return settings.metric
-    for metric in ("exact_match", "acc_norm", "preference", "log_odds"):
-        if metric in cell["test"]:
-            return metric
-    raise DataError(f"Got a cell of {cell['benchmark']!r} without a known metric.")
 
 
 def average_frame(
@@ -171,38 +166,33 @@ def average_frame(
         if method == "none":
             continue
         expert = None if pd.isna(expert) else expert
-        counted, effects, against_own, deployed = [], [], [], []
-        for row in group.itertuples():
-            key = (target, row.benchmark, method, expert, row.seed)
-            cell = by_key[key]
-            before = by_key[target, row.benchmark, "none", None, row.seed]
-            own = by_key.get((target, row.benchmark, best_own.get(target), None, row.seed))
-            field = "log_odds" if "log_odds" in cell["test"] else "preference"
-            effects.append(np.subtract(cell["test"][field], before["test"][field]))
-            if row.metric in _SHARES:
-                change = 100 * np.subtract(cell["test"][row.metric], before["test"][row.metric])
-                counted.append(change)
-                deployed.append(change if row.beats_zero else np.zeros_like(change))
-                if own is not None:
-                    against_own.append(
-                        100 * np.subtract(cell["test"][row.metric], own["test"][row.metric])
-                    )
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in _AVERAGED}
+        for benchmark, seeds in group.groupby("benchmark", sort=False):
+            by_seed: dict[str, list[tuple[list[str], np.ndarray]]] = {
+                name: [] for name in _AVERAGED
+            }
+            for row in seeds.itertuples():
+                cell = by_key[target, benchmark, method, expert, row.seed]
+                before = by_key[target, benchmark, "none", None, row.seed]
+                own = by_key.get((target, benchmark, best_own.get(target), None, row.seed))
+                for name, values in _differences(cell, before, own, row.beats_zero).items():
+                    by_seed[name].append((before["items"], values))
+            for name, found_by_seed in by_seed.items():
+                if found_by_seed:
+                    parts[name].append(_by_item(found_by_seed))
+        if method == best_own.get(target):
+            parts["change_own"] = []
         found: dict[str, Any] = {"target": target, "method": method, "expert": expert}
-        for name, parts in (
-            ("change", counted),
-            ("change_own", against_own if method != best_own.get(target) else []),
-            ("deployed", deployed),
-            ("effect", effects),
-        ):
-            mean, low, high = _stratified(parts)
+        for name in _AVERAGED:
+            mean, low, high = _stratified(parts[name])
             found |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         rows.append(
             found
             | {
-                "n_benchmarks": len(group),
-                "wins": int((group["change_low"] > 0).sum()),
-                "losses": int((group["change_high"] < 0).sum()),
-                "damage": float(np.exp(np.log(group["damage"].clip(lower=1e-9)).mean())),
+                "n_benchmarks": group["benchmark"].nunique(),
+                "wins": _count(group, group["change_low"] > 0),
+                "losses": _count(group, group["change_high"] < 0),
+                "damage": _mean_damage(study, group["damage"]),
                 "fit_seconds": float(group["fit_seconds"].mean()),
                 "slowdown": float(group["slowdown"].median()),
                 "best_own": best_own.get(target),
@@ -215,6 +205,41 @@ def average_frame(
     return result.reset_index(drop=True)
 
 
+def _differences(
+    cell: dict[str, Any], before: dict[str, Any], own: dict[str, Any] | None, beats_zero: Any
+) -> dict[str, np.ndarray]:
+    """Return the items' changes of a cell under the names of `_AVERAGED`."""
+    test, metric = cell["test"], cell["metric"]
+    field = "log_odds" if "log_odds" in test else "preference"
+    found = {"effect": np.subtract(test[field], before["test"][field])}
+    if metric in _SHARES:
+        change = 100 * np.subtract(test[metric], before["test"][metric])
+        found |= {"change": change, "deployed": change if beats_zero else np.zeros_like(change)}
+        if own is not None:
+            found["change_own"] = 100 * np.subtract(test[metric], own["test"][metric])
+    return found
+
+
+def _by_item(seeds: Sequence[tuple[list[str], np.ndarray]]) -> np.ndarray:
+    """Return every item's mean over the seeds that drew it."""
+    values: dict[str, list[float]] = {}
+    for items, differences in seeds:
+        for item, difference in zip(items, differences, strict=True):
+            values.setdefault(item, []).append(float(difference))
+    return np.array([np.mean(of_item) for of_item in values.values()])
+
+
+def _count(group: Frame, chosen: Any) -> int:
+    return int(group.loc[chosen, "benchmark"].nunique())
+
+
+def _mean_damage(study: StudySettings, damage: Any) -> float:
+    """Return the mean damage: of ratios the geometric one."""
+    if study.damage == "perplexity":
+        return float(np.exp(np.log(damage).mean()))
+    return float(damage.mean())
+
+
 def _complete(frame: Frame) -> Frame:
     """Return the cells of benchmarks that every method of a target has.
 
@@ -222,24 +247,28 @@ def _complete(frame: Frame) -> Frame:
     """
     kept = []
     for _, group in frame.groupby("target", sort=False):
-        benchmarks = [
-            set(rows["benchmark"])
-            for (method, _), rows in group.groupby(["method", "expert"], dropna=False)
-            if method != "none"
-        ]
-        common = set.intersection(*benchmarks) if benchmarks else set()
-        kept.append(group[group["benchmark"].isin(common)])
+        drawn = list(zip(group["benchmark"], group["seed"], strict=True))
+        had: dict[Any, set[Any]] = {}
+        for method, expert, place in zip(group["method"], group["expert"], drawn, strict=True):
+            if method != "none":
+                had.setdefault((method, str(expert)), set()).add(place)
+        common = set.intersection(*had.values()) if had else set()
+        kept.append(group[[place in common for place in drawn]])
     return pd.concat(kept)
 
 
 def _best_own(study: StudySettings, frame: Frame) -> dict[Any, str]:
-    """Return, by target, the own-vector method of the largest mean validation effect."""
+    """Return, by target, the own-vector method of the best mean rank on the validation split."""
     own = [arm.name for arm in study.methods if arm.method in _OWN]
     chosen = frame[frame["method"].isin(own)]
     if chosen.empty:
         return {}
-    means = chosen.groupby(["target", "method"])["validation_effect"].mean().unstack("method")
-    return {target: row.idxmax() for target, row in means.iterrows() if row.notna().any()}
+    # By rank, since log-odds and preferences have no common scale.
+    table = chosen.pivot_table(
+        index=["target", "benchmark", "seed"], columns="method", values="validation_effect"
+    )
+    ranks = table.rank(axis=1).groupby("target").mean()
+    return {target: row.idxmax() for target, row in ranks.iterrows() if row.notna().any()}
 
 
 def _stratified(parts: Sequence[np.ndarray]) -> tuple[float | None, float | None, float | None]:
@@ -270,9 +299,12 @@ def write_report(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     study, cells, about = load_cells(folder)
-    if not any(cell["method"] != "none" for cell in cells):
-        raise DataError(f"Got {folder}, but expected a study with a finished cell. Run it first.")
     frame, averages = cell_frame(study, cells), average_frame(study, cells)
+    if averages.empty:
+        raise DataError(
+            f"Got {folder}, but expected a study with a benchmark that all methods of a target "
+            "have finished. Run it on."
+        )
     values = {
         "averages": json.loads(averages.to_json(orient="records", double_precision=5)),
         "cells": json.loads(frame.to_json(orient="records", double_precision=5)),
@@ -390,6 +422,10 @@ def notes(study: StudySettings, about: dict[str, Any]) -> Iterable[str]:
     """Yield what a reader of the tables has to know: measures, sizes, machine, versions."""
     machine = about["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    for cell in about["missing"]:
+        name = ", ".join(str(cell[key]) for key in _KEYS if cell[key] is not None)
+        yield f"Missing: {name}: {cell['error']}"
+        yield ""
     sizes = (
         f"{study.n_train} train, {study.n_validation} validation and {study.n_test or 'all'} test "
         "questions a benchmark, unless its settings say otherwise"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,9 @@ def run_study(
             if not dry_run:
                 run.run()
             wanted = {cell.fingerprint(study) for cell in cells}
-            return [row for row in rows.rows if row["fingerprint"] in wanted]
+            # A cell that failed before and was had later counts as it is now.
+            newest = {row["fingerprint"]: row for row in rows.rows}
+            return [row for fingerprint, row in newest.items() if fingerprint in wanted]
     finally:
         lock.release()
 
@@ -113,33 +115,44 @@ class _Run:
         self.rows = rows
         self.choices = choices
         self.cells = cells
-        done = {row["fingerprint"] for row in rows.rows}
+        done = {row["fingerprint"] for row in rows.rows if "error" not in row}
         self.left = [cell for cell in cells if cell.fingerprint(study) not in done]
         self.progress = progress
 
     def run(self) -> None:
+        self._describe()
         if not self.left:
             return
-        described = self.study.model_dump(mode="json")
-        about = {
-            "settings": described,
-            "machine": describe_machine(),
-            "versions": package_versions(),
-        }
-        write_text(self.folder / "study.json", json.dumps(about, indent=2))
         self.plain = self.cells[0].plain
         # Tokens, since cells differ too much in size for an estimate of the time left.
         shown = {"desc": "study", "unit": "tok", "unit_scale": True, "disable": not self.progress}
         total = sum(n_tokens(self.study, cell) for cell in self.left)
         with tqdm(total=total, **shown) as self.bar:
-            for settings in models_of(self.study):
+            # All experts first: the target of one pair may be the expert of another.
+            for settings in self.study.experts:
                 lent = [cell for cell in self.left if cell.expert == settings != cell.target]
+                if lent:
+                    self._lend(settings, load_model(settings.source), lent)
+            for settings in models_of(self.study):
                 own = [cell for cell in self.left if cell.target == settings]
-                if lent or own:
-                    model = load_model(settings.source)
-                    self._lend(settings, model, lent)
-                    self._steer(settings, model, own)
-                    del model
+                if own:
+                    self._steer(settings, load_model(settings.source), own)
+
+    def _describe(self) -> None:
+        """Write what the cells are, for reports: rows are found by their fingerprints."""
+        cells = [
+            {"fingerprint": cell.fingerprint(self.study)}
+            | cell.identity()
+            | {"metric": cell.benchmark.metric}
+            for cell in self.cells
+        ]
+        about = {
+            "settings": self.study.model_dump(mode="json"),
+            "machine": describe_machine(),
+            "versions": package_versions(),
+            "cells": cells,
+        }
+        write_text(self.folder / "study.json", json.dumps(about, indent=1))
 
     def _lend(self, settings: ModelSettings, model: LanguageModel, cells: list[Cell]) -> None:
         """Collect the states of an expert that cells of other models will ask for."""
@@ -155,43 +168,45 @@ class _Run:
         by_benchmark: dict[Benchmark, list[Cell]] = {}
         for cell in cells:
             by_benchmark.setdefault(cell.benchmark, []).append(cell)
-        bench = None
+        meters: list[Any] = []
+        if any(cell.arm.method != "none" for cell in cells):
+            study = self.study
+            meters = [
+                damage_meter(model, self.plain.budget, study.damage, study.budget),
+                damage_meter(model, self.plain.test, study.damage),
+            ]
         for benchmark, wanted in by_benchmark.items():
             subject = Subject(model, benchmark)
+            bench = _Once(lambda b=benchmark: self._bench(settings, model, b, meters))
             for cell in wanted:
                 if cell.arm.method == "none":
-                    self._keep(cell, lambda subject=subject: measure_unsteered(subject), self.rows)
+                    self._keep(
+                        cell,
+                        lambda s=subject: measure_unsteered(s, self.study.undamaged),
+                        self.rows,
+                    )
                     continue
-                if bench is None or bench.benchmark != benchmark:
-                    bench = self._bench(settings, model, benchmark)
                 adapter = self.folder / "adapters" / cell.fingerprint(self.study)
-                arm, expert = cell.arm, cell.expert
                 self._keep(
-                    cell, lambda b=bench, a=arm, e=expert, d=adapter: b.run(a, e, d), self.rows
+                    cell,
+                    lambda b=bench, c=cell, d=adapter: b.value.run(c.arm, c.expert, d),
+                    self.rows,
                 )
 
-    @lru_cache(maxsize=1)  # noqa: B019 - one target at a time, and the run is short-lived
-    def _meters(self, model: LanguageModel) -> tuple[Any, Any]:
-        study = self.study
-        return (
-            damage_meter(model, self.plain.budget, study.damage, study.budget),
-            damage_meter(model, self.plain.test, study.damage),
-        )
-
     def _bench(
-        self, settings: ModelSettings, model: LanguageModel, benchmark: Benchmark
+        self,
+        settings: ModelSettings,
+        model: LanguageModel,
+        benchmark: Benchmark,
+        meters: Sequence[Any],
     ) -> TargetBench:
         bench = TargetBench(
-            self.study,
-            settings,
-            model,
-            benchmark,
-            self.plain,
-            self.cache_dir,
-            *self._meters(model),
+            self.study, settings, model, benchmark, self.plain, self.cache_dir, *meters
         )
         choice = Cell(settings, benchmark, _CHOOSING, None, self.plain)
         found = self._keep(choice, bench.choose_layers, self.choices)
+        if "error" in found:
+            raise DataError(found["error"])
         bench.ranked_layers = found["layers"]
         return bench
 
@@ -201,7 +216,7 @@ class _Run:
         """Measure a cell unless it is there, and write it down at once."""
         fingerprint = cell.fingerprint(self.study)
         for row in file.rows:
-            if row["fingerprint"] == fingerprint:
+            if row["fingerprint"] == fingerprint and "error" not in row:
                 return row
         started = time.perf_counter()
         self.bar.set_postfix_str(
@@ -209,8 +224,9 @@ class _Run:
         )
         try:
             measured = measure()
-        except DataError as error:
-            # One arm that cannot be had does not cost the others; tables count it.
+        except ExpertSteerError as error:
+            # One arm that cannot be had does not cost the others; the report lists it, and
+            # the next run tries it again.
             measured = {"error": str(error)}
         size = n_tokens(self.study, cell)
         cost = {"total_seconds": round(time.perf_counter() - started, 2), "n_tokens": size}
@@ -218,3 +234,14 @@ class _Run:
         file.add([row])
         self.bar.update(size if cell in self.left else 0)
         return row
+
+
+class _Once:
+    """A value that is made when it is first wanted; a failure is tried again."""
+
+    def __init__(self, make: Callable[[], TargetBench]) -> None:
+        self.make = make
+
+    @cached_property
+    def value(self) -> TargetBench:
+        return self.make()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,7 @@ _OTHER_ARMS = ("none", "prompt", "lora")
 # Methods whose vectors need an expert.
 _OF_AN_EXPERT = ("expertsteer_paper", "expertsteer", "transferred")
 _Fraction = Annotated[float, Field(ge=0, le=1)]
+_Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]
 
 
 class _Settings(BaseModel):
@@ -76,6 +78,13 @@ class ModelSettings(_Settings):
             name = Path(self.model).name
             object.__setattr__(self, "name", name.removesuffix(".gguf"))
         return self
+
+    def identity(self) -> list[Any]:
+        """Return what tells the model from others: its name, revision and, on disk, weights."""
+        path = Path(self.model).expanduser()
+        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        known = [_ends_of(file) for file in files if file.is_file()]
+        return [self.model, self.revision, known]
 
     @property
     def source(self) -> ModelSource:
@@ -134,14 +143,34 @@ class BenchmarkSettings(_Settings):
     open: bool = False
     n_shots: int = 0
     max_new_tokens: int = 128
-    n_train: int | None = None
-    n_validation: int | None = None
-    n_test: int | None = None
+    n_train: Annotated[int | None, Field(ge=8)] = None
+    n_validation: Annotated[int | None, Field(ge=4)] = None
+    n_test: Annotated[int | None, Field(ge=1)] = None
 
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+
+# Fields that a method has a use of, besides its name.
+_DRAWN = {"n_train", "label_noise"}
+_STEERED = _DRAWN | {"n_pairs", "position", "positions", "strength_shares"}
+_FOUND = {"direction_options"}
+_PAIRED = {"expert", "strategy", "pairs", "estimator", "aligner_options"}
+
+
+def _fields_of(method: str) -> set[str]:
+    if method in ("none", "prompt"):
+        return set()
+    if method == "lora":
+        return _DRAWN
+    if method not in _OF_AN_EXPERT:
+        return _STEERED | (_FOUND if method in ("rfm", "shuffled") else set())
+    if method == "expertsteer_paper":
+        return _STEERED | _PAIRED
+    free = {"aligner", "direction", "n_beginnings"} | _FOUND
+    return _STEERED | _PAIRED | free | ({"alignment_text"} if method == "expertsteer" else set())
 
 
 class ArmSettings(_Settings):
@@ -156,7 +185,9 @@ class ArmSettings(_Settings):
     expert : str, optional
         Only this expert, by name; "target" is the target itself. Default: every expert of
         the study.
-    aligner, aligner_options, estimator, direction, direction_options, position
+    aligner : str, optional
+        Default: "ridge" for "transferred", as in `fit_alignment`, otherwise "aligned".
+    aligner_options, estimator, direction, direction_options, position
         As in `ExpertSteer`.
     strategy : str
         "validated": the target layers that are chosen once for all arms, each with the
@@ -181,7 +212,7 @@ class ArmSettings(_Settings):
     method: Annotated[str, _one_of((*_OTHER_ARMS, *METHODS))]
     name: str = ""
     expert: str | None = None
-    aligner: Annotated[str, _one_of(tuple(ALIGNERS))] = "aligned"
+    aligner: Annotated[str | None, _one_of((None, *ALIGNERS))] = None  # type: ignore[arg-type]
     aligner_options: dict[str, Any] = {}
     estimator: Annotated[str, _one_of(("gaussian", "ksg", "kernel"))] = "gaussian"
     strategy: Annotated[
@@ -200,7 +231,7 @@ class ArmSettings(_Settings):
         str | None,
         _one_of((None, "all", "prompt", "generated", "last")),  # type: ignore[arg-type]
     ] = None
-    strength_shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+    strength_shares: _Shares | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -211,9 +242,19 @@ class ArmSettings(_Settings):
     def _named(self) -> Self:
         if not self.name:
             object.__setattr__(self, "name", self.method)
+        fields = type(self).model_fields
+        changed = {name for name in fields if getattr(self, name) != fields[name].default}
+        unused = sorted(changed - {"method", "name"} - _fields_of(self.method))
+        if unused:
+            raise ValueError(f"got {unused[0]}, which the method {self.method!r} has no use of")
         if (self.strategy == "explicit") != (self.pairs is not None):
             raise ValueError("expected pairs with strategy: explicit, and only there")
         return self
+
+    @property
+    def aligner_name(self) -> str:
+        """The alignment that is used."""
+        return self.aligner or ("ridge" if self.method == "transferred" else "aligned")
 
     @property
     def needs_expert(self) -> bool:
@@ -259,7 +300,7 @@ class ArmSettings(_Settings):
 
     def _aligner(self, seed: int) -> Any:
         if self.method != "expertsteer_paper":
-            return _made(ALIGNERS[self.aligner], self.aligner_options)
+            return _made(ALIGNERS[self.aligner_name], self.aligner_options)
         paper = ExpertSteer.paper(seed=seed).aligner
         return _made(type(paper), paper.get_params() | self.aligner_options)
 
@@ -312,10 +353,10 @@ class StudySettings(_Settings):
     n_train: Annotated[int, Field(ge=8)] = 100
     n_validation: Annotated[int, Field(ge=4)] = 50
     n_test: Annotated[int | None, Field(ge=1)] = None
-    budget: Annotated[float, Field(gt=0)] = 1.1
+    budget: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.1
     damage: Literal["perplexity", "divergence"] = "perplexity"
-    strength_shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.5, 1.0)
-    layer_depths: tuple[_Fraction, ...] = (0.4, 0.55, 0.7, 0.85)
+    strength_shares: _Shares = (0.5, 1.0)
+    layer_depths: Annotated[tuple[_Fraction, ...], Field(min_length=1)] = (0.4, 0.55, 0.7, 0.85)
     plain_text: str | None = None
     plain_text_test: str | None = None
     n_plain: Annotated[int, Field(ge=4)] = 100
@@ -346,6 +387,16 @@ class StudySettings(_Settings):
                 )
             if arm.needs_expert and not self.experts and arm.expert != "target":
                 raise ValueError(f"experts: got none, but the method {arm.name!r} needs one")
+            if arm.strategy == "validated" and arm.n_pairs > len(self.layer_depths):
+                raise ValueError(
+                    f"methods: got n_pairs={arm.n_pairs} of {arm.name!r}, but only "
+                    f"{len(self.layer_depths)} layer_depths to choose from"
+                )
+            if arm.n_train is not None and arm.n_train > self.n_train:
+                raise ValueError(
+                    f"methods: got n_train={arm.n_train} of {arm.name!r}, but the study draws "
+                    f"{self.n_train}"
+                )
             if arm.method == "prompt":
                 for benchmark in self.benchmarks:
                     if not self.instruction(benchmark):
@@ -357,9 +408,24 @@ class StudySettings(_Settings):
             raise ValueError(f"budget: got {self.budget}, but expected more than 1")
         return self
 
+    @property
+    def undamaged(self) -> float:
+        """The damage of no steering: a perplexity ratio of 1, or no divergence."""
+        return 1.0 if self.damage == "perplexity" else 0.0
+
     def instruction(self, benchmark: BenchmarkSettings) -> str:
         """Return what the method "prompt" puts before a benchmark's questions."""
         return benchmark.instruction or self.instructions.get(benchmark.domain, "")
+
+
+def _ends_of(file: Path, size: int = 1 << 20) -> list[Any]:
+    """Return a file's size and a hash of its first and last megabyte: reading all takes long."""
+    length = file.stat().st_size
+    with file.open("rb") as opened:
+        digest = hashlib.sha256(opened.read(size))
+        opened.seek(max(length - size, 0))
+        digest.update(opened.read(size))
+    return [length, digest.hexdigest()[:16]]
 
 
 def _made(kind: type[Any], options: dict[str, Any]) -> Any:

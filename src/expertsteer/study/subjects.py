@@ -12,9 +12,10 @@ from typing import Any
 
 from expertsteer.calibration import validation_task
 from expertsteer.data import EffectWords, LabelledExamples, load_examples, shipped_file
+from expertsteer.errors import DataError, ParameterError
 from expertsteer.evaluation.labelled_texts import TextTask, labelled_texts_of
 from expertsteer.evaluation.multiple_choice import ChoiceTask, is_questions, questions_of
-from expertsteer.evaluation.open_answers import OpenTask, load_open_questions
+from expertsteer.evaluation.open_answers import OpenQuestion, OpenTask, load_open_questions
 from expertsteer.evaluation.word_odds import WordTask
 from expertsteer.models import LanguageModel
 from expertsteer.pipeline import render_corpus
@@ -54,15 +55,31 @@ class Benchmark:
         return self.examples.for_fitting()
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """Fields of the test rows that tables may show, the usual one first."""
+        if self.words is not None:
+            return ("log_odds",)
+        if not is_questions(self.examples):
+            return ("preference",)
+        answered = ("exact_match",) if self.settings.open else ()
+        return (*answered, "acc_norm", "acc", "log_odds")
+
+    @property
     def metric(self) -> str:
         """The field of the test rows that tables show."""
-        if self.settings.metric:
-            return self.settings.metric
-        if self.words is not None:
-            return "log_odds"
-        if self.settings.open:
-            return "exact_match"
-        return "acc_norm" if is_questions(self.examples) else "preference"
+        return self.settings.metric or self.metrics[0]
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that is asked; 16 hexadecimal digits."""
+        fields = {"open", "n_shots", "max_new_tokens"} if self.settings.open else set[str]()
+        asked = [
+            self.examples.fingerprint,
+            list(self.examples.splits),
+            self.settings.model_dump(include=fields),
+            dataclasses.asdict(self.words) if self.words else None,
+            self.seed,
+        ]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
 def load_benchmark(study: StudySettings, settings: BenchmarkSettings, seed: int) -> Benchmark:
@@ -95,7 +112,13 @@ def load_benchmark(study: StudySettings, settings: BenchmarkSettings, seed: int)
         words = EffectWords.load(
             shipped_file("sentiment_effect.json") if shipped else settings.words
         )
-    return Benchmark(settings, drawn, study.instruction(settings), n_test, seed, words)
+    benchmark = Benchmark(settings, drawn, study.instruction(settings), n_test, seed, words)
+    if benchmark.metric not in benchmark.metrics:
+        raise ParameterError(
+            f"Got metric={benchmark.metric!r} for the benchmark {settings.name!r}, but expected "
+            f"one of {', '.join(benchmark.metrics)}."
+        )
+    return benchmark
 
 
 class Subject:
@@ -129,15 +152,25 @@ class Subject:
         tasks: list[Any] = [ChoiceTask(tuple(questions_of(examples, self.model, split="test")))]
         settings = self.benchmark.settings
         if settings.open:
-            questions = load_open_questions(
-                settings.data or settings.name,
-                columns=settings.columns,
-                n_shots=settings.n_shots,
-                limit=self.benchmark.n_test,
-                seed=self.benchmark.seed,
-            )
-            tasks.append(OpenTask(tuple(questions), settings.max_new_tokens))
+            tasks.append(OpenTask(self._open_questions(tasks[0]), settings.max_new_tokens))
         return tasks
+
+    def _open_questions(self, choices: ChoiceTask) -> tuple[OpenQuestion, ...]:
+        """Return the same questions to be answered in words, in the same order."""
+        settings = self.benchmark.settings
+        questions = load_open_questions(
+            settings.data or settings.name,
+            columns=settings.columns,
+            n_shots=settings.n_shots,
+            seed=self.benchmark.seed,
+        )
+        by_prompt = {question.prompt.rpartition("Question:")[2]: question for question in questions}
+        return tuple(
+            dataclasses.replace(
+                by_prompt[choice.prompt.rpartition("Question:")[2]], name=choice.name
+            )
+            for choice in choices.questions
+        )
 
     def _word_task(self, part: int) -> WordTask:
         """Return every second prompt: the even ones are for validation, the odd for test."""
@@ -161,7 +194,12 @@ class Subject:
 
 def instructed(task: Any, instruction: str) -> Any:
     """Return a task whose questions stand behind an instruction."""
-    if isinstance(task, TextTask | WordTask):
+    if isinstance(task, TextTask):
+        raise DataError(
+            "Got the method 'prompt' on labelled texts, but expected questions or words: there is "
+            "nothing to put an instruction before."
+        )
+    if isinstance(task, WordTask):
         questions = [question._replace(instruction=instruction) for question in task.questions]
     else:
         questions = [
@@ -197,7 +235,8 @@ def collect_corpus(
     States
     """
     texts = render_corpus(corpus)
-    identity = json.dumps([settings.model_dump(), position, [list(text) for text in texts]])
+    read = [list(text) for text in texts]
+    identity = json.dumps([settings.identity(), settings.dtype, position, read])
     folder = cache_dir / hashlib.sha256(identity.encode()).hexdigest()[:24]
     if model is None:
         return States.load(folder)
