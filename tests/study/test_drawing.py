@@ -67,11 +67,3 @@ def test_a_missing_split_is_refused(files):
             6,
             seed=0,
         )
-
-
-def test_texts_are_drawn_as_many_of_either_class(files):
-    examples = load_examples(files["texts"])
-    skewed = examples.subset([n for n in range(60) if examples.labels[n] > 0 or n % 4 == 0])
-    drawn = draw_examples(skewed, 6, 4, 6, seed=0)
-    for split in ("train", "validation", "test"):
-        assert drawn.split(split).labels.sum() == 0

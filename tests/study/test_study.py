@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from expertsteer.errors import DataError, ExpertSteerError
 from expertsteer.evaluation import mean_interval
 from expertsteer.study import load_study, run_study
 from expertsteer.study.measuring import TargetBench
+from expertsteer.study.plain import PlainText
 from expertsteer.study.report import average_frame, cell_frame, load_cells, write_report
+from expertsteer.study.subjects import Subject, load_benchmark
+from helpers import tiny_language_model
 
 
 @pytest.fixture(scope="module")
@@ -262,3 +266,26 @@ def test_divergence_as_the_damage(study_file, tmp_path, cache):
     assert damage["random"] > 0
     assert damage["lora"] > 0
     write_report(folder)
+
+
+def test_texts_of_either_class_count_as_much(study_file, files, tmp_path, cache):
+    skewed = [json.loads(line) for line in Path(files["texts"]).read_text().splitlines()]
+    skewed = [row for n, row in enumerate(skewed) if row["label"] or n % 4 == 0]
+    path = tmp_path / "skewed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in skewed))
+    study = load_study(study_file(benchmarks=[{"name": "texts", "data": str(path)}]))
+    benchmark = load_benchmark(study, study.benchmarks[0], seed=0)
+    subject = Subject(tiny_language_model("llama"), benchmark)
+    for task in (subject.validation[0], subject.test[0]):
+        labels = [question.label for question in task.questions]
+        assert labels
+        assert sum(labels) == 0
+
+
+def test_reported_damage_is_of_text_that_nothing_else_read(study_file, files, tmp_path):
+    study = load_study(study_file(n_plain=20, n_beginnings=200))
+    plain = PlainText.load(study)
+    assert not set(plain.budget) & set(plain.test)
+    assert not [b for b in plain.beginnings if any(t.startswith(b) for t in plain.test)]
+    with pytest.raises(DataError, match="n_plain=60 or more"):
+        PlainText.load(load_study(study_file(n_plain=60)))

@@ -33,7 +33,7 @@ def draw_examples(
     Returns
     -------
     LabelledExamples
-        Questions in the order drawn, train first; of texts, as many of either class.
+        Questions in the order drawn, train first.
 
     Raises
     ------
@@ -46,14 +46,8 @@ def draw_examples(
         rows_of.setdefault(group, []).append(row)
         groups.setdefault(split, {})[group] = None
     drawn = {split: list(names) for split, names in groups.items()}
-    first_label = {
-        group: int(label)
-        for group, label in zip(reversed(examples.groups), examples.labels[::-1], strict=True)
-    }
     for split in sorted(drawn):
         random.Random(f"{seed} {split}").shuffle(drawn[split])
-        if len(rows_of) == len(examples):  # texts alone, not questions with their answers
-            drawn[split] = _alternating(drawn[split], first_label)
     for split in ("validation", "test"):
         if not drawn.get(split):
             raise DataError(
@@ -75,17 +69,6 @@ def draw_examples(
     )
     taken.require_both_classes("train", min_rows=2)
     return taken
-
-
-def _alternating(names: list[str], label_of: dict[str, int]) -> list[str]:
-    """Return as many texts of either class, in turns.
-
-    With classes of unequal size, whatever lowers the likelihood of all texts would count as
-    a gain.
-    """
-    positive = [name for name in names if label_of[name] > 0]
-    negative = [name for name in names if label_of[name] < 0]
-    return [name for both in zip(positive, negative, strict=False) for name in both]
 
 
 def first_questions(examples: LabelledExamples, n_train: int) -> list[int]:

@@ -94,11 +94,9 @@ class TargetBench:
         position = "last" if plain else arm.position
         key = (expert, arm.estimator, position, plain)
         if key not in self.tables:
-            values = [
-                self.states(name, plain, position).values.float()
-                for name in (expert, self.target.name)
-            ]
-            self.tables[key] = torch.as_tensor(mutual_information_table(*values, arm.estimator))
+            states = [self.states(name, plain, position) for name in (expert, self.target.name)]
+            table = mutual_information_table(states[0].values, states[1].values, arm.estimator)
+            self.tables[key] = torch.as_tensor(table)
         return self.tables[key]
 
     # Layers ---------------------------------------------------------------------------

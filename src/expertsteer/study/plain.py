@@ -30,29 +30,33 @@ class PlainText:
 
     @classmethod
     def load(cls, study: StudySettings) -> PlainText:
-        """Load the study's plain text and divide it: no sentence serves twice.
+        """Load the study's plain text and divide it.
 
         Raises
         ------
         DataError
             If there are too few sentences.
         """
-        sentences = _whole(load_plain_text(study.plain_text))
-        budget, rest = sentences[: study.n_plain], sentences[study.n_plain :]
+        sentences = load_plain_text(study.plain_text)
+        whole, rest = _whole(sentences), sentences[study.n_plain :]
         if study.plain_text_test:
             test = _whole(load_plain_text(study.plain_text_test))[: study.n_plain]
+            enough = min(len(whole), len(test)) >= study.n_plain
         else:
-            rest, test = rest[: -study.n_plain], rest[-study.n_plain :]
-        if min(len(budget), len(test)) < study.n_plain:
+            test = whole[-study.n_plain :]
+            enough = len(whole) >= 2 * study.n_plain
+            # What damage is reported on is fitted on by no alignment.
+            rest = rest[: -len(sentences) + sentences.index(test[0])]
+        if not enough:
             raise DataError(
-                f"Got plain text with {len(sentences)} sentences, but expected twice "
+                f"Got plain text with {len(whole)} sentences, but expected twice "
                 f"n_plain={study.n_plain} or more. Name a longer file or choose a smaller n_plain."
             )
         wanted = [
             arm.n_beginnings or study.n_beginnings for arm in study.methods if arm.uses_plain_text
         ]
         beginnings = sentence_beginnings(rest, max(wanted)) if wanted else []
-        return cls(budget, test, beginnings)
+        return cls(whole[: study.n_plain], test, beginnings)
 
     def fingerprint(self, n_beginnings: int) -> str:
         """Return a hash of what a cell reads of it; 16 hexadecimal digits."""

@@ -139,7 +139,8 @@ class Subject:
         """What effects are measured on, and the measure."""
         if self.benchmark.words is not None:
             return self._word_task(0), "log_odds"
-        return validation_task(self.model, self.benchmark.examples)
+        task, metric = validation_task(self.model, self.benchmark.examples)
+        return (_balanced(task) if isinstance(task, TextTask) else task), metric
 
     @cached_property
     def test(self) -> list[Any]:
@@ -148,7 +149,7 @@ class Subject:
             return [self._word_task(1)]
         examples = self.benchmark.examples.split("test")
         if not is_questions(examples):
-            return [TextTask(tuple(labelled_texts_of(examples, self.model)))]
+            return [_balanced(TextTask(tuple(labelled_texts_of(examples, self.model))))]
         tasks: list[Any] = [ChoiceTask(tuple(questions_of(examples, self.model, split="test")))]
         settings = self.benchmark.settings
         if settings.open:
@@ -190,6 +191,19 @@ class Subject:
                 values = [float(by_name[question.name][metric]) for question in asked.questions]
                 found[metric] = [round(value, 5) for value in values]
         return found
+
+
+def _balanced(task: TextTask) -> TextTask:
+    """Return the first texts of a task, as many of either class.
+
+    With classes of unequal size, whatever makes all texts less likely would count as a gain.
+    """
+    chosen = {
+        label: [question for question in task.questions if question.label == label]
+        for label in (1, -1)
+    }
+    both = zip(*chosen.values(), strict=False)
+    return dataclasses.replace(task, questions=tuple(text for pair in both for text in pair))
 
 
 def instructed(task: Any, instruction: str) -> Any:
