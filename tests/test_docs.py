@@ -14,6 +14,7 @@ import yaml
 
 from expertsteer.cli.app import app
 from expertsteer.data import EffectWords, load_examples
+from expertsteer.study import load_study
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -224,6 +225,10 @@ def test_yaml_is_a_file_of_ours(text, tmp_path):
     if "command" in values:
         command = typer.main.get_command(app).commands[values.pop("command")]
         assert set(values) <= {parameter.name for parameter in command.params}
+    elif "targets" in values:
+        path = tmp_path / "study.yaml"
+        path.write_text(text)
+        load_study(path)
     else:
         path = tmp_path / "words.yaml"
         path.write_text(text)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from expertsteer.alignment import AutoEncoder
 from expertsteer.errors import ParameterError
 from expertsteer.study import load_study
+
+STUDIES = sorted((Path(__file__).parents[2] / "studies").rglob("*.yaml"))
 
 
 def test_what_a_file_says_is_what_is_run(study_file):
@@ -52,6 +56,12 @@ def test_a_mistake_names_its_field(study_file, changes, message):
         load_study(study_file(**changes))
     assert "study.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_studies_of_the_repository_load(path):
+    study = load_study(path)
+    assert study.name == path.stem
 
 
 def test_a_file_that_is_no_study(tmp_path):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from expertsteer.plots import save_figure
 from expertsteer.study.settings import StudySettings
 
-__all__ = ["Frame", "draw_figures"]
+__all__ = ["Frame", "draw_figures", "labels_of"]
 
 # pandas comes without types.
 Frame: TypeAlias = Any
@@ -49,9 +49,11 @@ def draw_figures(study: StudySettings, frame: Frame, averages: Frame, folder: Pa
     return written
 
 
-def _labels(frame: Frame) -> list[str]:
+def labels_of(frame: Frame) -> list[str]:
+    """Return what rows are called: methods, with the expert where there are several."""
+    many = frame["expert"].nunique() > 1
     return [
-        f"{method} ({expert})" if isinstance(expert, str) else str(method)
+        f"{method} ({expert})" if many and isinstance(expert, str) else str(method)
         for method, expert in zip(frame["method"], frame["expert"], strict=True)
     ]
 
@@ -60,20 +62,24 @@ def _averages(study: StudySettings, averages: Frame) -> Figure:
     """Draw, by target, every method's average change, effect and damage."""
     targets = list(dict.fromkeys(averages["target"]))
     most = max(int((averages["target"] == target).sum()) for target in targets)
-    figure = Figure(figsize=(12, 1.2 + len(targets) * (0.9 + 0.27 * most)), layout="constrained")
-    grid = np.atleast_2d(figure.subplots(len(targets), 3, squeeze=False))
+    shown = {"change": "change of right answers, points", "effect": "effect, nats"}
+    shown = {name: title for name, title in shown.items() if averages[name].notna().any()}
+    figure = Figure(
+        figsize=(4 + 4 * len(shown), 1.2 + len(targets) * (0.9 + 0.27 * most)), layout="constrained"
+    )
+    grid = figure.subplots(len(targets), len(shown) + 1, squeeze=False)
     for row, target in zip(grid, targets, strict=True):
         own = averages[averages["target"] == target].iloc[::-1]
-        labels = _labels(own)
-        _forest(row[0], own, "change", labels, "change of right answers, points")
-        _forest(row[1], own, "effect", [], "effect, nats")
-        row[2].scatter(own["damage"], range(len(own)), color="tab:red", s=18)
-        row[2].axvline(study.undamaged, color="grey", linewidth=0.8)
-        row[2].axvline(study.budget, color="tab:red", linewidth=0.8, linestyle=":")
-        row[2].set_yticks(range(len(own)), [""] * len(own))
-        row[2].set_ylim(row[0].get_ylim())
-        row[2].grid(axis="x", alpha=0.3)
-        row[2].set_xlabel(f"{study.damage} (dotted: budget)")
+        for axes, (name, title) in zip(row, shown.items(), strict=False):
+            _forest(axes, own, name, labels_of(own) if axes is row[0] else [], title)
+        last = row[-1]
+        last.scatter(own["damage"], range(len(own)), color="tab:red", s=18)
+        last.axvline(study.undamaged, color="grey", linewidth=0.8)
+        last.axvline(study.budget, color="tab:red", linewidth=0.8, linestyle=":")
+        last.set_yticks(range(len(own)), [""] * len(own))
+        last.set_ylim(row[0].get_ylim())
+        last.grid(axis="x", alpha=0.3)
+        last.set_xlabel(f"{study.damage} (dotted: budget)")
         row[0].set_title(target, loc="left", fontsize=10)
     return figure
 
@@ -93,7 +99,7 @@ def _forest(axes: Axes, rows: Frame, name: str, labels: list[str], title: str) -
 def _cells(study: StudySettings, frame: Frame) -> Figure:
     """Draw the effect of every cell, a panel a target."""
     steered = frame[frame["method"] != "none"].copy()
-    steered["label"] = _labels(steered)
+    steered["label"] = labels_of(steered)
     targets = list(dict.fromkeys(steered["target"]))
     names = [b.name for b in study.benchmarks if b.name in set(steered["benchmark"])]
     n_rows = max(steered[steered["target"] == t]["label"].nunique() for t in targets)

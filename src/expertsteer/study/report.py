@@ -14,7 +14,7 @@ from expertsteer.errors import DataError
 from expertsteer.evaluation.intervals import mean_interval, strata_interval
 from expertsteer.evaluation.row_file import read_json_lines
 from expertsteer.files import write_text
-from expertsteer.study.figures import Frame, draw_figures
+from expertsteer.study.figures import Frame, draw_figures, labels_of
 from expertsteer.study.settings import StudySettings
 
 __all__ = [
@@ -190,6 +190,7 @@ def average_frame(
             found
             | {
                 "n_benchmarks": group["benchmark"].nunique(),
+                "n_items": sum(map(len, parts["effect"])),
                 "wins": _count(group, group["change_low"] > 0),
                 "losses": _count(group, group["change_high"] < 0),
                 "damage": _mean_damage(study, group["damage"]),
@@ -355,7 +356,7 @@ def _target_table(study: StudySettings, frame: Frame, target: str) -> Frame:
     """Return methods by benchmarks, with averages by domain and over all."""
     own = frame[frame["target"] == target].copy()
     own["shown"] = np.where(own["metric"].isin(_SHARES), 100 * own["mean"], own["mean"])
-    own["label"] = _labels(own)
+    own["label"] = labels_of(own)
     means = own.groupby(["label", "benchmark"], sort=False)["shown"].mean().unstack("benchmark")
     shares = set(own.loc[own["metric"].isin(_SHARES), "benchmark"])
     marked = own[own["expert_better"].eq(False)]
@@ -382,7 +383,7 @@ def average_table(averages: Frame, target: str) -> Frame:
     """Return a target's averages as a table for people."""
     own = averages[averages["target"] == target]
     rows = []
-    for label, row in zip(_labels(own), own.to_dict("records"), strict=True):
+    for label, row in zip(labels_of(own), own.to_dict("records"), strict=True):
         rows.append(
             {
                 "method": label,
@@ -390,21 +391,16 @@ def average_table(averages: Frame, target: str) -> Frame:
                 "against best own vector": _interval(row, "change_own", 1),
                 "deployed": _interval(row, "deployed", 1),
                 "effect, nats": _interval(row, "effect", 2),
+                "items": row["n_items"],
                 "won / lost": f"{row['wins']} / {row['losses']} of {row['n_benchmarks']}",
                 "damage": _shown(row["damage"], 3),
                 "fit, s": _shown(row["fit_seconds"], 1),
                 "time, x": _shown(row["slowdown"], 2),
             }
         )
-    return pd.DataFrame(rows)
-
-
-def _labels(frame: Frame) -> list[str]:
-    many = frame["expert"].nunique() > 1
-    return [
-        f"{method} ({expert})" if many and not pd.isna(expert) else str(method)
-        for method, expert in zip(frame["method"], frame["expert"], strict=True)
-    ]
+    table = pd.DataFrame(rows)
+    # Where no benchmark counts right answers, there are no points.
+    return table.loc[:, (table != "").any()]
 
 
 def _interval(row: dict[str, Any], name: str, digits: int) -> str:
@@ -427,8 +423,9 @@ def notes(study: StudySettings, about: dict[str, Any]) -> Iterable[str]:
         yield f"Missing: {name}: {cell['error']}"
         yield ""
     sizes = (
-        f"{study.n_train} train, {study.n_validation} validation and {study.n_test or 'all'} test "
-        "questions a benchmark, unless its settings say otherwise"
+        f"{study.n_train} train and {study.n_validation} validation questions or texts a benchmark "
+        f"and {study.n_test or 'all'} test questions, unless its settings say otherwise (half of "
+        "the prompts where words are measured)"
     )
     yield (
         "Shares of right answers in per cent; preference in nats a token. `*`: the unsteered "
