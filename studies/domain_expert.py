@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from expertsteer.data import LabelledExamples
+    from expertsteer.data.readers import Row
     from expertsteer.models import LanguageModel
 
 RECORD = "domain_expert.json"
@@ -59,31 +60,32 @@ def load_questions(source: str, end: str, seed: int) -> LabelledExamples:
         An open answer is one positive row: the way to the answer, and the answer.
     """
     from expertsteer.data import load_examples
-    from expertsteer.data.readers import read_rows
+    from expertsteer.data.formats import load_rows
 
-    rows = [row for _, row in read_rows(source)]
-    if "choices" in rows[0] or "question" not in rows[0]:
+    rows = load_rows(source)
+    _, first = rows[0]
+    if "choices" in first or "question" not in first:
         return load_examples(source, seed=seed)
-    return open_examples(source, rows, end)
+    return open_examples(source, rows, end, seed)
 
 
-def open_examples(source: str, rows: Sequence[dict[str, Any]], end: str) -> LabelledExamples:
+def open_examples(source: str, rows: list[Row], end: str, seed: int) -> LabelledExamples:
     """Return open questions, as `load_open_questions` asks them, with their solutions."""
     import numpy as np
 
     from expertsteer.data import LabelledExamples
-    from expertsteer.data.formats import split_of
-    from expertsteer.evaluation import load_open_questions
+    from expertsteer.evaluation.open_answers import open_questions_of
 
     ways = {
         str(row.get("id") or f"row {n}"): str(row.get("rationale") or "").strip()
-        for n, row in enumerate(rows)
+        for n, (_, row) in enumerate(rows)
     }
-    present = {split_of(row, source) for row in rows} & {"train", "validation"}
+    splits = {row.get("split") for _, row in rows}
+    wanted = [name for name in ("train", "validation") if name in splits or splits == {None}]
     found = [
         (question, split)
-        for split in sorted(present)
-        for question in load_open_questions(source, split=split)
+        for split in wanted
+        for question in open_questions_of(rows, source, split=split, seed=seed)
     ]
     return LabelledExamples(
         prompts=tuple(question.prompt for question, _ in found),
