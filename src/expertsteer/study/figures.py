@@ -179,7 +179,7 @@ def _transfer(study: StudySettings, frame: Frame) -> Figure:
     own = frame[frame["method"].map(arms) == "rfm"]
     own = own.groupby(["target", "benchmark"])["effect"].mean()
     figure = Figure(
-        figsize=(1.5 + (1.2 + 0.9 * len(targets)) * len(methods), 1.8 + 0.5 * len(experts)),
+        figsize=(1.5 + (1.2 + 0.9 * len(targets)) * len(methods), 2.2 + 0.6 * len(experts)),
         layout="constrained",
     )
     panels = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
@@ -192,10 +192,11 @@ def _transfer(study: StudySettings, frame: Frame) -> Figure:
         image = axes.imshow(shares, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
         for (y, x), value in np.ndenumerate(shares):
             if not np.isnan(value):
-                axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8)
+                color = "white" if abs(value) > 0.7 else "black"
+                axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
         axes.set_xticks(range(len(targets)), targets, rotation=40, ha="right", fontsize=7)
         axes.set_yticks(range(len(experts)), experts, fontsize=7)
         axes.set_title(method, fontsize=9)
     panels[0].set_ylabel("expert")
-    figure.colorbar(image, ax=list(panels), label="effect over that of the target's own RFM")
+    figure.colorbar(image, ax=list(panels), label="effect over own RFM's")
     return figure
