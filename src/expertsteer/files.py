@@ -11,9 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from expertsteer.errors import ExpertSteerError
+from expertsteer.errors import ExpertSteerError, ParameterError
 
-__all__ = ["is_finished", "replacing", "replacing_folder", "require_writable", "write_text"]
+__all__ = [
+    "is_finished",
+    "read_yaml",
+    "replacing",
+    "replacing_folder",
+    "require_writable",
+    "write_text",
+]
 
 
 @contextmanager
@@ -192,3 +199,31 @@ def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text whole or not at all."""
     with replacing(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
+
+
+def read_yaml(path: Path, what: str, keys: str) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Parameters
+    ----------
+    path : Path
+    what, keys : str
+        What the file is and what its keys are, for messages.
+
+    Raises
+    ------
+    ParameterError
+        If the file is missing, unreadable, or no YAML mapping.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ParameterError(f"Cannot read the {what} {path}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ParameterError(f"Got {path}, but it is not valid YAML: {reason}") from error
+    if not isinstance(values, dict):
+        raise ParameterError(f"Got {path}, but expected a mapping of {keys} to values.")
+    return values

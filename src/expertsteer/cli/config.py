@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from expertsteer.errors import ParameterError
-from expertsteer.files import write_text
+from expertsteer.files import read_yaml, write_text
 
 __all__ = ["read_config", "write_config"]
 
@@ -28,15 +28,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """
     if path is None:
         return None
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ParameterError(f"Cannot read the configuration {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ParameterError(f"Got {path}, but it is not valid YAML: {reason}") from error
-    if not isinstance(values, dict):
-        raise ParameterError(f"Got {path}, but expected a mapping of option names to values.")
+    values = read_yaml(path, "configuration", "option names")
     parameters = {p.name: p for p in context.command.params if p.name}
     known = parameters.keys() - _NOT_SETTINGS - {"help"}
     command = values.pop("command", context.info_name)

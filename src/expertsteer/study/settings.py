@@ -6,7 +6,6 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
@@ -14,6 +13,7 @@ from expertsteer.alignment import ALIGNERS
 from expertsteer.data.formats import KINDS
 from expertsteer.directions import DIRECTIONS, RecursiveFeatureMachine
 from expertsteer.errors import ParameterError
+from expertsteer.files import read_yaml
 from expertsteer.methods import METHODS
 from expertsteer.models import ModelSource
 from expertsteer.pipeline import ExpertSteer
@@ -459,15 +459,7 @@ def load_study(path: str | Path) -> StudySettings:
         Naming the field, what it got and what was expected.
     """
     path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ParameterError(f"Cannot read the study {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ParameterError(f"Got {path}, but it is not valid YAML: {reason}") from error
-    if not isinstance(values, dict):
-        raise ParameterError(f"Got {path}, but expected a mapping of fields to values.")
+    values = read_yaml(path, "study", "fields")
     try:
         settings = StudySettings.model_validate({"name": path.stem} | values)
         for arm in settings.methods:
