@@ -17,6 +17,7 @@ from expertsteer.data import LabelledExamples, RenderedText
 from expertsteer.errors import ParameterError
 from expertsteer.evaluation.intervals import mean_interval
 from expertsteer.evaluation.labelled_texts import TextTask, labelled_texts_of
+from expertsteer.evaluation.lower_blocks import LowerBlocks
 from expertsteer.evaluation.multiple_choice import ChoiceTask, is_questions, questions_of
 from expertsteer.evaluation.scoring import token_divergences, token_log_likelihoods
 from expertsteer.models import LanguageModel
@@ -37,9 +38,11 @@ __all__ = [
 DAMAGES = ("perplexity", "divergence")
 # Shares of the strongest steering within the budget that every search tries first.
 _FIRST_FRACTIONS = (1.0, 0.5, 0.25)
-_FIRST_STRENGTH = 0.05
+_FIRST_STRENGTH = 0.1
 # A loss from this share of the budget up needs no stronger steering.
-_NEAR_BUDGET = 0.75
+_NEAR_BUDGET = 0.9
+# How the loss grows with the strength until two strengths have shown it: with the square.
+_FIRST_EXPONENT = 2.0
 _MEASURES = {
     "log_odds": "log-odds of the right answer",
     "preference": "log-likelihood a token, turned round for negative texts",
@@ -188,6 +191,7 @@ def calibrate(
     task, metric = validation_task(model, examples, chat_template)
     unsteered = item_values(model, task, metric)
     damage_of = damage_meter(model, plain_text, damage, budget)
+    lower_blocks = LowerBlocks(model)
 
     def steering(strength: float, layers: tuple[int, ...]) -> AbstractContextManager[Any]:
         return pack.restrict(layers).apply(model, strength, positions, force=force)
@@ -196,7 +200,8 @@ def calibrate(
         found = damage_of(steering(strength, layers))
         if found > budget:
             return Trial(strength, layers, found, within_budget=False)
-        with steering(strength, layers):
+        steered = steering(strength, layers)
+        with lower_blocks.skipped(steered), steered:
             change = item_values(model, task, metric) - unsteered
         return Trial(strength, layers, found, True, float(change.mean()), mean_interval(change))
 
@@ -293,9 +298,9 @@ def strength_at_budget(
 ) -> float:
     """Find the largest strength whose damage is within the budget, to a few per cent.
 
-    Where steering is weak, the loss of log-likelihood grows with the square of the
-    strength, so the next guess follows from the last one; what is known to be within and
-    over the budget brackets it.
+    The loss of log-likelihood grows with a power of the strength, where steering is weak
+    with about the square, so the next guess follows from the last two; what is known to be
+    within and over the budget brackets it.
 
     Parameters
     ----------
@@ -319,6 +324,7 @@ def strength_at_budget(
     """
     allowed = math.log(budget) if damage == "perplexity" else budget
     within, over = 0.0, math.inf
+    exponent, last = _FIRST_EXPONENT, None
     guess = min(_FIRST_STRENGTH, max_strength)
     for _ in range(max_evaluations):
         found = damage_of(guess)
@@ -329,9 +335,13 @@ def strength_at_budget(
                 break
         else:
             over = min(over, guess)
+        if last is not None and min(loss, last[1]) > 0:
+            grown = math.log(loss / last[1]) / math.log(guess / last[0])
+            exponent = min(max(grown, 1.0), 4.0)
+        last = (guess, loss)
         # Half-way between what is near enough and the budget itself.
         aim = 0.5 * (1 + _NEAR_BUDGET) * allowed
-        guess *= min(max(math.sqrt(aim / loss), 0.1), 4.0) if loss > 0 else 4.0
+        guess *= min(max((aim / loss) ** (1 / exponent), 0.1), 2.5) if loss > 0 else 2.5
         if not within < guess < over:
             guess = math.sqrt(within * over) if within else over / 4
         guess = min(guess, max_strength)
@@ -363,6 +373,7 @@ def damage_meter(
     parts = [rendered[part::_PARTS_OF_PLAIN_TEXT] for part in range(_PARTS_OF_PLAIN_TEXT)]
     least = 1.0 if damage == "perplexity" else 0.0
     unsteered = [token_log_likelihoods(model, part) for part in parts] if least else []
+    lower_blocks = LowerBlocks(model)
 
     def losses(part: int, steering: AbstractContextManager[Any]) -> list[torch.Tensor]:
         if damage == "divergence":
@@ -374,7 +385,9 @@ def damage_meter(
     def measure(steering: AbstractContextManager[Any]) -> float:
         total, n_tokens, value = 0.0, 0, least
         for part in range(len(parts)):
-            for found in losses(part, steering):
+            with lower_blocks.skipped(steering):
+                changes = losses(part, steering)
+            for found in changes:
                 total += float(found.sum())
                 n_tokens += len(found)
             mean = total / max(n_tokens, 1)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from expertsteer.data import RenderedText
 from expertsteer.errors import DataError
-from expertsteer.models import LanguageModel
+from expertsteer.models import LanguageModel, replaced_forward
 from expertsteer.models.batches import padded, position_ids
 
 __all__ = [
@@ -479,19 +479,9 @@ class _Reading:
         return torch.cat(values), torch.cat(greedy)
 
 
-@contextmanager
-def _decoder_returns(model: LanguageModel, output: Any) -> Iterator[None]:
+def _decoder_returns(model: LanguageModel, output: Any) -> AbstractContextManager[None]:
     """Let the decoder return what it has returned before, whatever it is given."""
-    decoder = model.model.get_decoder()
-    # An instance attribute shadows the method; accelerate has put one there already.
-    shadowed = vars(decoder).get("forward")
-    decoder.forward = lambda *_args, **_options: output
-    try:
-        yield
-    finally:
-        del decoder.forward
-        if shadowed is not None:
-            decoder.forward = shadowed
+    return replaced_forward(model.model.get_decoder(), lambda *_args, **_options: output)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from expertsteer.models.blocks import (
     block_output,
     check_layers,
     find_blocks,
+    replaced_forward,
     residual_width,
     unwrap,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "load_model",
     "load_sentence_encoder",
     "locate_model",
+    "replaced_forward",
     "residual_width",
     "unwrap",
 ]

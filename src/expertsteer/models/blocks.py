@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from expertsteer.errors import ModelError
 
-__all__ = ["block_output", "check_layers", "find_blocks", "residual_width", "unwrap"]
+__all__ = [
+    "block_output",
+    "check_layers",
+    "find_blocks",
+    "replaced_forward",
+    "residual_width",
+    "unwrap",
+]
 
 
 def refuse_encoders(model: PreTrainedModel) -> None:
@@ -175,3 +183,24 @@ def check_layers(layers: Iterable[int] | None, n_layers: int, whose: str) -> tup
             f"Got layers {chosen}, but expected at least one, each once. Correct the list."
         )
     return tuple(sorted(chosen))
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module run another forward function; its hooks stay.
+
+    Parameters
+    ----------
+    module : Module
+    forward : callable
+        Takes what the module's own forward takes.
+    """
+    # An instance attribute shadows the method; accelerate may have put one there already.
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
