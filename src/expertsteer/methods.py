@@ -61,7 +61,22 @@ class Material:
     ) -> torch.Tensor:
         """Return a finder's unit direction in some states of the examples."""
         fitted, _ = fit_direction(finder, states, examples, self.steer.bandwidths)
+        if len(fitted.directions_) > 1:
+            return _label_direction(torch.as_tensor(fitted.directions_), states, examples)
         return torch.as_tensor(fitted.direction_).float()
+
+
+def _label_direction(
+    directions: torch.Tensor, states: torch.Tensor, examples: LabelledExamples
+) -> torch.Tensor:
+    """Return the mean difference of the classes within the span of some directions."""
+    train = np.asarray(examples.splits) == "train"
+    labels = torch.from_numpy(examples.labels[train])
+    rows = states[torch.from_numpy(train)]
+    difference = rows[labels > 0].mean(0) - rows[labels < 0].mean(0)
+    basis, _ = torch.linalg.qr(directions.float().T)
+    found = basis @ (basis.T @ difference.float())
+    return found / found.norm()
 
 
 def _own(finder: DirectionFinder) -> Callable[[Material, int], Vectors]:

@@ -50,7 +50,8 @@ class Cell:
         settings: list[Any] = [
             [*self.target.identity(), self.target.dtype],
             self.benchmark.fingerprint(),
-            self.arm.model_dump(mode="json", exclude={"name", "expert"})
+            # Without defaults, so that a new setting leaves the old cells as they are.
+            self.arm.model_dump(mode="json", exclude={"name", "expert"}, exclude_defaults=True)
             | {"aligner": self.arm.aligner_name},
         ]
         if self.arm.method == "prompt":
