@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from expertsteer.data import load_examples
 from expertsteer.errors import DataError, ExpertSteerError
 from expertsteer.evaluation import mean_interval
+from expertsteer.evaluation.judges import ClassifierJudge, VaderJudge
 from expertsteer.study import load_study, run_study
 from expertsteer.study.measuring import TargetBench
 from expertsteer.study.plain import PlainText
@@ -220,6 +222,44 @@ def test_words_after_neutral_prompts_are_an_effect(study_file, files, tmp_path, 
     assert found["mean_difference"]["test"] != found["none"]["test"]
     write_report(tmp_path / "out")
     assert "mean_difference" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_continuations_are_judged(study_file, files, tmp_path, cache, monkeypatch):
+    words = {
+        "prompts": [f"w{n} w{n + 1} w{n + 2}" for n in range(20, 30)],
+        "positive_words": ["w1", "w3"],
+        "negative_words": ["w0", "w2"],
+        "plain_sentences": ["w1 w2 w3"],
+    }
+    path = tmp_path / "words.json"
+    path.write_text(json.dumps(words))
+    # The lexicon knows none of the tiny models' words, so it is given some.
+    monkeypatch.setattr(VaderJudge, "score", lambda _, texts: [text.count("w1") for text in texts])
+    benchmark = {"name": "texts", "data": files["texts"], "words": str(path), "judge": "vader"}
+    settings = study_file(
+        benchmarks=[benchmark | {"max_new_tokens": 12}], methods=["none", "mean_difference"]
+    )
+    rows = run(settings, tmp_path / "out", cache)
+    found = {row["method"]: row["test"] for row in rows if row["target"] == "small"}
+    for name in ("judged", "rep_4", "log_odds"):
+        assert len(found["mean_difference"][name]) == 5
+    assert found["mean_difference"]["judged"] != found["none"]["judged"]
+    write_report(tmp_path / "out")
+    header = next(
+        line
+        for line in (tmp_path / "out" / "report.md").read_text().splitlines()
+        if "effect, nats" in line
+    )
+    assert "judged" in header
+    assert "repeated" in header
+
+
+def test_a_judge_of_the_same_texts_is_refused(study_file, files, tmp_path, cache, monkeypatch):
+    judge = ClassifierJudge(load_examples(files["texts"]), None, None, 1.0, 0.5)
+    monkeypatch.setattr("expertsteer.study.subjects.load_judge", lambda *_, **__: judge)
+    benchmark = {"name": "t", "data": files["texts"], "words": "shipped", "judge": files["texts"]}
+    with pytest.raises(DataError, match="trained on others"):
+        run(study_file(benchmarks=[benchmark]), tmp_path / "out", cache)
 
 
 def test_two_models_can_each_be_the_others_expert(study_file, models, tmp_path):

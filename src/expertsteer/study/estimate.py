@@ -37,6 +37,8 @@ def n_tokens(study: StudySettings, cell: Cell) -> int:
     if words is not None:
         characters["validation"] = characters["test"] = sum(map(len, words.prompts)) // 2
     test = characters["test"] // _CHARACTERS_A_TOKEN
+    if cell.benchmark.judge is not None and words is not None:
+        test += len(words.prompts) // 2 * cell.benchmark.settings.max_new_tokens
     if cell.benchmark.settings.open:
         n_questions = len(
             {g for g, s in zip(examples.groups, examples.splits, strict=True) if s == "test"}

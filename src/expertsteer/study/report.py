@@ -69,7 +69,7 @@ def load_cells(folder: str | Path) -> tuple[StudySettings, list[dict[str, Any]],
 
 
 # What averages are of.
-_AVERAGED = ("change", "change_own", "deployed", "effect")
+_AVERAGED = ("change", "change_own", "deployed", "effect", "judged", "repeated")
 _KEYS = ("target", "benchmark", "method", "expert", "seed")
 
 
@@ -150,7 +150,9 @@ def average_frame(
         items drawn anew within every benchmark. ``change_own``:
         against the target's best own-vector method, which the validation split names.
         ``deployed``: the change where cells without a clear gain on the validation split
-        stay unsteered. ``wins`` and ``losses``: benchmarks whose interval excludes 0.
+        stay unsteered. ``judged``: the change of the judges' scores of continuations, and
+        ``repeated`` that of their repetition (seq-rep-4). ``wins`` and ``losses``:
+        benchmarks whose interval excludes 0.
     """
     frame = cell_frame(study, cells)
     if domain is not None:
@@ -218,6 +220,9 @@ def _differences(
         found |= {"change": change, "deployed": change if beats_zero else np.zeros_like(change)}
         if own is not None:
             found["change_own"] = 100 * np.subtract(test[metric], own["test"][metric])
+    for name, field in (("judged", "judged"), ("repeated", "rep_4")):
+        if "judged" in test:
+            found[name] = np.subtract(test[field], before["test"][field])
     return found
 
 
@@ -391,6 +396,8 @@ def average_table(averages: Frame, target: str) -> Frame:
                 "against best own vector": _interval(row, "change_own", 1),
                 "deployed": _interval(row, "deployed", 1),
                 "effect, nats": _interval(row, "effect", 2),
+                "judged": _interval(row, "judged", 2),
+                "repeated": _interval(row, "repeated", 2),
                 "items": row["n_items"],
                 "won / lost": f"{row['wins']} / {row['losses']} of {row['n_benchmarks']}",
                 "damage": _shown(row["damage"], 3),
@@ -430,7 +437,9 @@ def notes(study: StudySettings, about: dict[str, Any]) -> Iterable[str]:
     yield (
         "Shares of right answers in per cent; preference in nats a token. `*`: the unsteered "
         "expert answers no more questions rightly than the target, so there is nothing to "
-        "transfer. Intervals: 95 % paired bootstrap over items. Averages are over the benchmarks "
+        "transfer. Judged: the judge's score of what is written after the test prompts; repeated: "
+        "the share of its 4-grams of words that occurred in it before. Intervals: 95 % paired "
+        "bootstrap over items. Averages are over the benchmarks "
         "that all methods of the target have. Deployed: cells without a clear gain on the "
         f"validation split stay unsteered. Damage: {study.damage} of plain text, over unsteered. "
         f"Every vector is as strong as a {study.damage} budget of {study.budget:g} allows on other "

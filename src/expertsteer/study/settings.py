@@ -98,6 +98,9 @@ class ModelSettings(_Settings):
         )
 
 
+_METRICS = ("acc", "acc_norm", "log_odds", "exact_match", "preference", "judged")
+
+
 class BenchmarkSettings(_Settings):
     """A data set of the study.
 
@@ -112,18 +115,21 @@ class BenchmarkSettings(_Settings):
         As in `load_examples`.
     metric : str, optional
         What the table shows; default: acc_norm for multiple choice, exact_match for open
-        answers, preference for labelled texts.
+        answers, preference for labelled texts, judged where there is a judge.
     instruction : str
         What the method "prompt" puts before every question.
     words : str, optional
         A file of neutral prompts and telling words (`EffectWords`), or "shipped"; the effect
         is then the change of the words' log-odds. Every second prompt is for validation, the
         others for test.
+    judge : str, optional
+        With ``words``: what scores the continuations of the test prompts, see `load_judge`.
+        Strengths still come from the words.
     open : bool
         Whether test questions are answered in words; vectors and strengths still come
         from right and wrong answers.
     n_shots, max_new_tokens : int
-        For open answers.
+        For open answers; the second for judged continuations too.
     n_train, n_validation, n_test : int, optional
         In place of the study's.
     """
@@ -135,11 +141,10 @@ class BenchmarkSettings(_Settings):
     columns: dict[str, str] = {}
     positive: str | None = None
     negative: str | None = None
-    metric: Annotated[
-        str | None, _one_of((None, "acc", "acc_norm", "log_odds", "exact_match", "preference"))  # type: ignore[arg-type]
-    ] = None
+    metric: Annotated[str | None, _one_of((None, *_METRICS))] = None  # type: ignore[arg-type]
     instruction: str = ""
     words: str | None = None
+    judge: str | None = None
     open: bool = False
     n_shots: int = 0
     max_new_tokens: int = 128
@@ -151,6 +156,12 @@ class BenchmarkSettings(_Settings):
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _judged_after_prompts(self) -> Self:
+        if self.judge is not None and self.words is None:
+            raise ValueError("expected words with judge: their prompts are what is continued")
+        return self
 
 
 # Fields that a method has a use of, besides its name.

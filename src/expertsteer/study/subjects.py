@@ -13,6 +13,8 @@ from typing import Any
 from expertsteer.calibration import validation_task
 from expertsteer.data import EffectWords, LabelledExamples, load_examples, shipped_file
 from expertsteer.errors import DataError, ParameterError
+from expertsteer.evaluation.generations import GenerationTask, OpenPrompt
+from expertsteer.evaluation.judges import ClassifierJudge, Judge, load_judge
 from expertsteer.evaluation.labelled_texts import TextTask, labelled_texts_of
 from expertsteer.evaluation.multiple_choice import ChoiceTask, is_questions, questions_of
 from expertsteer.evaluation.open_answers import OpenQuestion, OpenTask, load_open_questions
@@ -40,6 +42,7 @@ class Benchmark:
     n_test : int or None
     seed : int
     words : EffectWords or None
+    judge : Judge or None
     """
 
     settings: BenchmarkSettings
@@ -48,6 +51,7 @@ class Benchmark:
     n_test: int | None
     seed: int
     words: EffectWords | None = None
+    judge: Judge | None = None
 
     @cached_property
     def fitting(self) -> LabelledExamples:
@@ -58,7 +62,7 @@ class Benchmark:
     def metrics(self) -> tuple[str, ...]:
         """Fields of the test rows that tables may show, the usual one first."""
         if self.words is not None:
-            return ("log_odds",)
+            return (*(("judged",) if self.judge else ()), "log_odds")
         if not is_questions(self.examples):
             return ("preference",)
         answered = ("exact_match",) if self.settings.open else ()
@@ -71,13 +75,15 @@ class Benchmark:
 
     def fingerprint(self) -> str:
         """Return a hash of all that is asked; 16 hexadecimal digits."""
-        fields = {"open", "n_shots", "max_new_tokens"} if self.settings.open else set[str]()
+        written = self.settings.open or self.judge is not None
+        fields = {"open", "n_shots", "max_new_tokens"} if written else set[str]()
         asked = [
             self.examples.fingerprint,
             list(self.examples.splits),
             self.settings.model_dump(include=fields),
             dataclasses.asdict(self.words) if self.words else None,
             self.seed,
+            *([self.judge.summary()] if self.judge else []),
         ]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
@@ -112,13 +118,30 @@ def load_benchmark(study: StudySettings, settings: BenchmarkSettings, seed: int)
         words = EffectWords.load(
             shipped_file("sentiment_effect.json") if shipped else settings.words
         )
-    benchmark = Benchmark(settings, drawn, study.instruction(settings), n_test, seed, words)
+    judge = None
+    if settings.judge is not None:
+        judge = load_judge(settings.judge, seed=seed)
+        _require_independent(judge, settings, drawn)
+    benchmark = Benchmark(settings, drawn, study.instruction(settings), n_test, seed, words, judge)
     if benchmark.metric not in benchmark.metrics:
         raise ParameterError(
             f"Got metric={benchmark.metric!r} for the benchmark {settings.name!r}, but expected "
             f"one of {', '.join(benchmark.metrics)}."
         )
     return benchmark
+
+
+def _require_independent(
+    judge: Judge, settings: BenchmarkSettings, examples: LabelledExamples
+) -> None:
+    if not isinstance(judge, ClassifierJudge):
+        return
+    shared = set(judge.examples.answers) & set(examples.answers)
+    if shared:
+        raise DataError(
+            f"Got the judge {settings.judge!r} for the benchmark {settings.name!r}, which share "
+            f"{len(shared)} texts, but expected a judge that was trained on others."
+        )
 
 
 class Subject:
@@ -146,7 +169,7 @@ class Subject:
     def test(self) -> list[Any]:
         """What figures come from; open answers are scored as right against wrong as well."""
         if self.benchmark.words is not None:
-            return [self._word_task(1)]
+            return [self._word_task(1), *self._judged()]
         examples = self.benchmark.examples.split("test")
         if not is_questions(examples):
             return [_balanced(TextTask(tuple(labelled_texts_of(examples, self.model))))]
@@ -173,6 +196,21 @@ class Subject:
             for choice in choices.questions
         )
 
+    def _judged(self) -> list[GenerationTask]:
+        """Return the same test prompts to be continued, where there is a judge."""
+        if self.benchmark.judge is None:
+            return []
+        prompts = tuple(
+            OpenPrompt(prompt.name, prompt.name, prompt.prompt, prompt.prompt)
+            for prompt in self._word_task(1).questions
+        )
+        settings = self.benchmark.settings
+        task = GenerationTask(
+            prompts, (self.benchmark.judge,), max_new_tokens=settings.max_new_tokens
+        )
+        task.check(self.model, None)
+        return [task]
+
     def _word_task(self, part: int) -> WordTask:
         """Return every second prompt: the even ones are for validation, the odd for test."""
         assert self.benchmark.words is not None
@@ -189,7 +227,9 @@ class Subject:
             by_name = {row["name"]: row for row in rows}
             for metric in asked.metrics:
                 values = [float(by_name[question.name][metric]) for question in asked.questions]
-                found[metric] = [round(value, 5) for value in values]
+                # Judges go by many names, and tables by one.
+                is_judge = self.benchmark.judge is not None and metric == self.benchmark.judge.name
+                found["judged" if is_judge else metric] = [round(value, 5) for value in values]
         return found
 
 
@@ -215,6 +255,11 @@ def instructed(task: Any, instruction: str) -> Any:
         )
     if isinstance(task, WordTask):
         questions = [question._replace(instruction=instruction) for question in task.questions]
+    elif isinstance(task, GenerationTask):
+        questions = [
+            dataclasses.replace(question, text=f"{instruction}\n\n{question.prompt}")
+            for question in task.questions
+        ]
     else:
         questions = [
             dataclasses.replace(question, prompt=f"{instruction}\n\n{question.prompt}")
