@@ -102,6 +102,17 @@ def test_beginnings_use_every_sentence_equally_often():
     assert set(counts.values()) == {3, 4}
 
 
+def test_beginnings_come_from_as_many_sentences_as_asked_for():
+    found = sentence_beginnings(SENTENCES, 30, n_sentences=3)
+    assert len(set(found)) == 30
+    assert len({text.split()[0] for text in found}) == 3
+    # Of one sentence, every beginning but the longest is the beginning of a longer one.
+    for text in found:
+        assert sum(text.split()[0] == other.split()[0] for other in found) > 5
+    with pytest.raises(ParameterError, match="n_sentences=0"):
+        sentence_beginnings(SENTENCES, 30, n_sentences=0)
+
+
 def test_beginnings_are_cut_after_any_word():
     sentences = [" ".join(f"s{n}w{word}" for word in range(12)) for n in range(3000)]
     counts = Counter(len(text.split()) for text in sentence_beginnings(sentences, 3000))

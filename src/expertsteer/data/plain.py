@@ -68,6 +68,7 @@ def sentence_beginnings(
     sentences: list[str],
     n: int,
     *,
+    n_sentences: int | None = None,
     seed: int = 0,
     min_words: int = 3,
     max_words: int = 40,
@@ -82,6 +83,10 @@ def sentence_beginnings(
     sentences : list of str
     n : int
         How many beginnings.
+    n_sentences : int, optional
+        Take them from this many of the sentences, drawn at random; default: from all.
+        Beginnings of one sentence are read in one pass, so that many of few sentences
+        cost less than as many of many.
     seed : int, default=0
     min_words, max_words : int, default=3, 40
         Length of a beginning.
@@ -103,6 +108,8 @@ def sentence_beginnings(
             f"Got n={n}, min_words={min_words}, max_words={max_words}, but expected n from 1 up "
             "and 1 <= min_words <= max_words."
         )
+    if n_sentences is not None and n_sentences < 1:
+        raise ParameterError(f"Got n_sentences={n_sentences}, but expected 1 or more.")
     rng = random.Random(seed)
     cuts = []
     for words in (sentence.split() for sentence in sentences):
@@ -111,6 +118,8 @@ def sentence_beginnings(
         if lengths:
             cuts.append((words, lengths))
     rng.shuffle(cuts)
+    if n_sentences is not None:
+        cuts = cuts[:n_sentences]
     found: dict[str, None] = {}
     # Every sentence gives one beginning before any gives another.
     for round_ in range(max((len(lengths) for _, lengths in cuts), default=0)):
@@ -120,6 +129,6 @@ def sentence_beginnings(
             if len(found) == n:
                 return list(found)
     raise DataError(
-        f"Got a text of {len(sentences)} sentences, which yields {len(found)} beginnings, but "
-        f"expected {n}. Use a longer text or fewer beginnings."
+        f"Got a text of {len(cuts)} sentences, which yields {len(found)} beginnings, but "
+        f"expected {n}. Use a longer text, more of its sentences or fewer beginnings."
     )

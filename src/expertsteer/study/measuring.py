@@ -77,27 +77,38 @@ class TargetBench:
         task, metric = self.subject.validation
         self.unsteered = item_values(model, task, metric)
         # Within a benchmark, arms ask for the same few again and again.
-        self.tables: dict[tuple[str, str, str, bool], torch.Tensor] = {}
+        self.tables: dict[tuple[Any, ...], torch.Tensor] = {}
         self.states = lru_cache(maxsize=8)(self._states)
+        self.plain_states = lru_cache(maxsize=8)(self._plain_states)
         self.lower_blocks = LowerBlocks(model)
         self.ranked_layers: list[int] = []
         self.undamaged = study.undamaged
 
     # States ---------------------------------------------------------------------------
 
-    def _states(self, name: str, plain: bool, position: str) -> States:
-        """Return a model's states; an expert's have been collected before."""
+    def _states(self, name: str, position: str) -> States:
+        """Return a model's states on the examples; an expert's have been collected before."""
+        return self._collected(name, self.benchmark.fitting, position)
+
+    def _plain_states(self, name: str, n_sentences: int | None) -> States:
+        """Return a model's states on beginnings of plain text."""
+        return self._collected(name, self.plain.beginnings[n_sentences], "last")
+
+    def _collected(self, name: str, corpus: LabelledExamples | list[str], position: str) -> States:
         loaded = self.model if name == self.target.name else None
-        corpus = self.plain.beginnings if plain else self.benchmark.fitting
         return collect_corpus(loaded, self.models[name], corpus, position, self.cache_dir)
 
     def table(self, expert: str, arm: ArmSettings) -> torch.Tensor:
         """Return the mutual information of two models' layers, on what an arm may read."""
-        plain = arm.method == "transferred"  # no labelled text of the target's may decide it
-        position = "last" if plain else arm.position
-        key = (expert, arm.estimator, position, plain)
+        # No labelled text of the target's may decide what a transferred vector is made of.
+        plain = arm.method == "transferred"
+        key = (expert, arm.estimator, plain, arm.n_sentences if plain else arm.position)
         if key not in self.tables:
-            states = [self.states(name, plain, position) for name in (expert, self.target.name)]
+            both = (expert, self.target.name)
+            if plain:
+                states = [self.plain_states(name, arm.n_sentences) for name in both]
+            else:
+                states = [self.states(name, arm.position) for name in both]
             table = mutual_information_table(states[0].values, states[1].values, arm.estimator)
             self.tables[key] = torch.as_tensor(table)
         return self.tables[key]
@@ -147,12 +158,12 @@ class TargetBench:
     def material(self, arm: ArmSettings, expert: ModelSettings | None, pairs: Pairs) -> Material:
         """Return what an arm makes its vectors from."""
         examples, rows = self._examples(arm)
-        target_states = self.states(self.target.name, False, arm.position)
-        expert_states = self.states((expert or self.target).name, False, arm.position)
+        target_states = self.states(self.target.name, arm.position)
+        expert_states = self.states((expert or self.target).name, arm.position)
         expert_states, target_states = expert_states.rows(rows), target_states.rows(rows)
         alignment, texts = None, (None, None)
         if arm.uses_plain_text and expert is not None:
-            plain = self._plain_states(arm, expert)
+            plain = self._paired_plain_states(arm, expert)
             if arm.method == "transferred":
                 table = self.table(expert.name, arm)
                 alignment = Alignment.fit(
@@ -177,15 +188,18 @@ class TargetBench:
             examples = with_label_noise(examples, arm.label_noise, self.benchmark.seed)
         return examples, torch.tensor(rows)
 
-    def _plain_states(self, arm: ArmSettings, expert: ModelSettings) -> tuple[States, States]:
+    def _paired_plain_states(
+        self, arm: ArmSettings, expert: ModelSettings
+    ) -> tuple[States, States]:
         rows = torch.arange(arm.n_beginnings or self.study.n_beginnings)
         expert_states, target_states = (
-            self.states(model.name, True, "last").rows(rows) for model in (expert, self.target)
+            self.plain_states(model.name, arm.n_sentences).rows(rows)
+            for model in (expert, self.target)
         )
         return expert_states, target_states
 
     def _pack(self, vectors: dict[int, torch.Tensor], arm: ArmSettings) -> SteeringPack:
-        states = self.states(self.target.name, False, arm.position)
+        states = self.states(self.target.name, arm.position)
         pack = SteeringPack(
             vectors=vectors,
             mean_residual_norms={j: states.mean_residual_norm(j) for j in vectors},
@@ -204,7 +218,7 @@ class TargetBench:
         steering = pack.apply(self.model, strength, positions)
         if arm.action == "add":
             return steering
-        states = self.states(self.target.name, False, arm.position)
+        states = self.states(self.target.name, arm.position)
         levels = {
             j: float(states.layer(j).mean(0) @ v) + strength * pack.mean_residual_norms[j]
             for j, v in pack.vectors.items()
@@ -258,7 +272,7 @@ class TargetBench:
         # What arms share, states and tables, is read before the clock starts.
         pairs = self.pairs(arm, expert)
         if arm.uses_plain_text and expert is not None:
-            self._plain_states(arm, expert)
+            self._paired_plain_states(arm, expert)
         started = cost_so_far(self.model)
         material = self.material(arm, expert, pairs)
         # The paper's method is the same call with the paper's settings.

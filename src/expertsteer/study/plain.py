@@ -20,13 +20,14 @@ class PlainText:
     ----------
     budget, test : list of str
         Sentences that strengths are set by, and that damage is reported on.
-    beginnings : list of str
-        What alignments without labels are fitted on.
+    beginnings : dict of (int or None) to list of str
+        What alignments without labels are fitted on: by the number of sentences that they
+        come from (None: all), the most that an arm takes.
     """
 
     budget: list[str]
     test: list[str]
-    beginnings: list[str]
+    beginnings: dict[int | None, list[str]]
 
     @classmethod
     def load(cls, study: StudySettings) -> PlainText:
@@ -52,15 +53,21 @@ class PlainText:
                 f"Got plain text with {len(whole)} sentences, but expected twice "
                 f"n_plain={study.n_plain} or more. Name a longer file or choose a smaller n_plain."
             )
-        wanted = [
-            arm.n_beginnings or study.n_beginnings for arm in study.methods if arm.uses_plain_text
-        ]
-        beginnings = sentence_beginnings(rest, max(wanted)) if wanted else []
+        wanted: dict[int | None, int] = {}
+        for arm in study.methods:
+            if arm.uses_plain_text:
+                n = arm.n_beginnings or study.n_beginnings
+                wanted[arm.n_sentences] = max(n, wanted.get(arm.n_sentences, 0))
+        beginnings = {
+            n_sentences: sentence_beginnings(rest, n, n_sentences=n_sentences)
+            for n_sentences, n in wanted.items()
+        }
         return cls(whole[: study.n_plain], test, beginnings)
 
-    def fingerprint(self, n_beginnings: int) -> str:
+    def fingerprint(self, n_beginnings: int, n_sentences: int | None = None) -> str:
         """Return a hash of what a cell reads of it; 16 hexadecimal digits."""
-        read = [*self.budget, "", *self.test, *self.beginnings[:n_beginnings]]
+        beginnings = self.beginnings[n_sentences][:n_beginnings] if n_beginnings else []
+        read = [*self.budget, "", *self.test, *beginnings]
         return hashlib.sha256("\n".join(read).encode()).hexdigest()[:16]
 
 

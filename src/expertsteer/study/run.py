@@ -159,8 +159,8 @@ class _Run:
         corpora = {(cell.benchmark, cell.arm.position): cell.benchmark.fitting for cell in cells}
         for (_, position), corpus in corpora.items():
             collect_corpus(model, settings, corpus, position, self.cache_dir, self.progress)
-        if any(cell.arm.uses_plain_text for cell in cells):
-            plain = self.plain.beginnings
+        for n_sentences in {cell.arm.n_sentences for cell in cells if cell.arm.uses_plain_text}:
+            plain = self.plain.beginnings[n_sentences]
             collect_corpus(model, settings, plain, "last", self.cache_dir, self.progress)
 
     def _steer(self, settings: ModelSettings, model: LanguageModel, cells: list[Cell]) -> None:

@@ -181,7 +181,7 @@ def _fields_of(method: str) -> set[str]:
         return _STEERED | (_FOUND if method in ("rfm", "shuffled") else set())
     if method == "expertsteer_paper":
         return _STEERED | _PAIRED
-    free = {"aligner", "direction", "n_beginnings"} | _FOUND
+    free = {"aligner", "direction", "n_beginnings", "n_sentences"} | _FOUND
     return _STEERED | _PAIRED | free | ({"alignment_text"} if method == "expertsteer" else set())
 
 
@@ -211,6 +211,8 @@ class ArmSettings(_Settings):
         both. "transferred" always takes plain text.
     n_beginnings : int, optional
         How many beginnings of plain text; default: the study's.
+    n_sentences : int, optional
+        How many sentences they come from; default: as many as there are.
     n_train : int, optional
         Only the first of the train questions.
     label_noise : float
@@ -245,6 +247,7 @@ class ArmSettings(_Settings):
     position: Annotated[str, _one_of(("last", "answer_mean", "prompt_last"))] = "last"
     alignment_text: Literal["examples", "plain", "both"] = "examples"
     n_beginnings: Annotated[int | None, Field(ge=20)] = None
+    n_sentences: Annotated[int | None, Field(ge=1)] = None
     n_train: Annotated[int | None, Field(ge=4)] = None
     label_noise: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     positions: Annotated[
