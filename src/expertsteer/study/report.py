@@ -352,9 +352,18 @@ def _latex(study: StudySettings, frame: Frame, averages: Frame) -> str:
 
 
 def _unsteered_table(study: StudySettings, frame: Frame) -> Frame:
-    plain = frame[(frame["method"] == "none") & frame["metric"].isin(_SHARES)]
-    table = (100 * plain.pivot_table(index="target", columns="benchmark", values="mean")).round(1)
-    return table[[b.name for b in study.benchmarks if b.name in table]].rename_axis("model")
+    plain = frame[frame["method"] == "none"]
+    shares = set(plain.loc[plain["metric"].isin(_SHARES), "benchmark"])
+    table = plain.pivot_table(index="target", columns="benchmark", values="mean")
+    columns = {
+        b.name: [
+            _shown(100 * value, 1) if b.name in shares else _shown(value, 3)
+            for value in table[b.name]
+        ]
+        for b in study.benchmarks
+        if b.name in table
+    }
+    return pd.DataFrame(columns, index=table.index.rename("model"))
 
 
 def _target_table(study: StudySettings, frame: Frame, target: str) -> Frame:
