@@ -26,7 +26,7 @@ class FormatName(str, Enum):
 
 
 def export(
-    path: Annotated[Path, typer.Argument(metavar="PACK", help="The steering pack.")],
+    pack: Annotated[Path, typer.Argument(help="The steering pack.")],
     to: Annotated[
         FormatName,
         typer.Option(
@@ -77,14 +77,14 @@ def export(
     from expertsteer.export import export_pack
     from expertsteer.pack import SteeringPack
 
-    pack = SteeringPack.load(path)
+    loaded = SteeringPack.load(pack)
     loading = options.Loading(dtype, None, None, None, trust_remote_code)
     exported = export_pack(
-        pack,
+        loaded,
         output,
         to.value,
         strength=strength,
-        target=loading.source(target or pack.target.name, target_revision),
+        target=loading.source(target or loaded.target.name, target_revision),
         force=force,
         overwrite=overwrite,
     )

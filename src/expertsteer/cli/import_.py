@@ -16,10 +16,9 @@ __all__ = ["import_"]
 
 def import_(
     context: typer.Context,
-    path: Annotated[
+    file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE",
             help="A control vector of llama.cpp or repeng (.gguf), or a .svec of "
             "activation-steering and AISteer360.",
         ),
@@ -55,7 +54,7 @@ def import_(
 
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)
     texts = options.beginnings(text, n_beginnings, seed)
-    pack = import_pack(path, loading.source(target, target_revision), texts)
+    pack = import_pack(file, loading.source(target, target_revision), texts)
     written = pack.save(output)
     write_config(context, written)
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -130,7 +131,7 @@ def _residual_writer(
         width = own.nf if isinstance(own, Conv1D) else own.out_features
         if width != len(added) or sum(own is other for other, _ in called) > 1:
             continue
-        handle = copied.register_forward_hook(lambda _m, _i, output: added + output)
+        handle = copied.register_forward_hook(functools.partial(_add, added=added))
         moved = run() - before
         handle.remove()
         factor = float((moved @ added).mean() / (added @ added))
@@ -138,6 +139,12 @@ def _residual_writer(
         if abs(factor) > _TOLERANCE and float(error) <= _TOLERANCE * abs(factor):
             return ResidualWriter(names[own], own, _rounded(factor))
     return None
+
+
+def _add(
+    _module: nn.Module, _inputs: Any, output: torch.Tensor, *, added: torch.Tensor
+) -> torch.Tensor:
+    return output + added
 
 
 def _in_float32(value: Any) -> Any:
