@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import pytest
@@ -21,7 +22,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory):
         folder = root / family
         tiny_model(family).save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
-        return load_model(str(folder))
+        model = load_model(str(folder))
+        # Some architectures have transformers read any tokenizer as one of their own kind.
+        return dataclasses.replace(model, tokenizer=tiny_tokenizer())
 
     return save
 
