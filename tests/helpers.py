@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from expertsteer.models import LanguageModel
+from expertsteer.pack import SteeringPack
 
 WIDTH = 32
 N_LAYERS = 3
@@ -179,3 +181,37 @@ class BlockOutputs:
     def joined(self, layer: int) -> torch.Tensor:
         """Return the states of all passes one after the other, (batch, tokens, width)."""
         return torch.cat([one[layer] for one in self.passes], dim=1)
+
+
+STRENGTH = 0.5
+
+
+def pack_for(model: LanguageModel, layers=(0, 1)) -> SteeringPack:
+    """Return a pack of random vectors whose steering changes a tiny model's answers."""
+    return SteeringPack(
+        vectors={layer: random_vector(layer, 1.0) for layer in layers},
+        mean_residual_norms={layer: 6.0 + layer for layer in layers},
+        target=model.description,
+        strength=STRENGTH,
+    )
+
+
+def logits(model, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def greedy(model, ids: torch.Tensor) -> list[list[int]]:
+    with torch.no_grad():
+        tokens = model.generate(
+            ids, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0
+        )
+    return tokens[:, ids.shape[1] :].tolist()
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Return all that a folder holds; None stands for a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }

@@ -55,13 +55,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: str | Path) -> Iterator[Path]:
+def replacing_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` when all went well.
 
     Parameters
     ----------
     path : str or Path
         A folder that is not there yet, or empty; the one above it is made if missing.
+    overwrite : bool, default=False
+        Whether it may be there and hold something, which is gone afterwards.
 
     Yields
     ------
@@ -84,11 +86,28 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         yield scratch
         for made in (scratch, *scratch.rglob("*")):
             made.chmod((0o777 if made.is_dir() else 0o666) & ~_umask())
-        os.replace(scratch, path)
+        if overwrite and path.is_dir():
+            _exchange_folders(scratch, path)
+        else:
+            os.replace(scratch, path)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _exchange_folders(made: Path, path: Path) -> None:
+    # A folder cannot take the place of one that holds something, so the old one steps aside.
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        os.replace(path, aside / path.name)
+        try:
+            os.replace(made, path)
+        except OSError:
+            os.replace(aside / path.name, path)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def is_finished(folder: str | Path, record: str, settings: Mapping[str, Any]) -> bool:

@@ -31,7 +31,14 @@ from expertsteer.models.fingerprint import ModelDescription, explain_mismatch
 from expertsteer.provenance import describe_machine, package_versions
 from expertsteer.states.positions import TokenSpan, locate_tokens
 
-__all__ = ["ADAPTER_RECORD", "Training", "adapted", "fine_tune", "train_on_answers"]
+__all__ = [
+    "ADAPTER_RECORD",
+    "Training",
+    "adapted",
+    "fine_tune",
+    "import_peft",
+    "train_on_answers",
+]
 
 # The file beside an adapter that tells how it was made.
 ADAPTER_RECORD = "fine_tuning.json"
@@ -121,7 +128,7 @@ def fine_tune(
     ----------
     Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models (arXiv 2106.09685).
     """
-    peft = _peft()
+    peft = import_peft()
     _require_whole("rank", rank)
     recipe: dict[str, Any] = {
         "n_epochs": n_epochs,
@@ -197,7 +204,7 @@ def adapted(model: LanguageModel, folder: str | Path) -> Iterator[LanguageModel]
     ExpertSteerError
         If the package peft is missing.
     """
-    peft = _peft()
+    peft = import_peft()
     folder = Path(folder)
     for name in _ADAPTER_FILES:  # peft would go and look for them on the hub
         if not (folder / name).is_file():
@@ -439,7 +446,8 @@ def _require_whole(name: str, value: int) -> None:
         raise ParameterError(f"Got {name}={value}, but expected a whole number from 1 up.")
 
 
-def _peft() -> Any:
+def import_peft() -> Any:
+    """Return the package peft, or raise ExpertSteerError that says how to install it."""
     try:
         import peft
     except ImportError as error:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expertsteer import States
+from helpers import contents
 
 ROWS = [
     {"text": f"the day was {word}", "label": n % 2} for n, word in enumerate(["good", "bad"] * 40)
@@ -21,14 +22,6 @@ ROWS = [
 
 def lines(rows) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def contents(folder: Path) -> dict[str, bytes | None]:
-    """Return all that a folder holds; None stands for a folder."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
 
 
 @pytest.fixture

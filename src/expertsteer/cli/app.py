@@ -15,8 +15,10 @@ from expertsteer.cli.collect import collect
 from expertsteer.cli.compare import compare
 from expertsteer.cli.demo import demo
 from expertsteer.cli.evaluate import evaluate
+from expertsteer.cli.export import export
 from expertsteer.cli.fit import fit
 from expertsteer.cli.generate import generate
+from expertsteer.cli.import_ import import_
 from expertsteer.cli.inspect import inspect
 from expertsteer.cli.show import print_error, say, warnings_as_messages
 from expertsteer.cli.study import study
@@ -44,10 +46,10 @@ app = typer.Typer(
 
 _COMMANDS = (
     *(fit, calibrate, generate, chat, compare, evaluate, study),
-    *(inspect, collect, align, transfer, demo),
+    *(inspect, collect, align, transfer, export, import_, demo),
 )
 for command in _COMMANDS:
-    app.command()(command)
+    app.command(command.__name__.rstrip("_"))(command)
 
 
 def _version(wanted: bool) -> None:

@@ -48,6 +48,7 @@ def inspect(
             answer.print(_model_table(role, summary[role]))
     if isinstance(artifact, SteeringPack):
         answer.print(f"proposed strength: {artifact.strength:g} × mean residual norm")
+        answer.print(f"steers the layers {', '.join(map(str, artifact.layers))}")
     if isinstance(artifact, SteeringPack | Alignment):
         answer.print(pairs_table(artifact.pairs, artifact.mean_residual_norms))
         rest = {"provenance": artifact.provenance}

@@ -16,10 +16,19 @@ from pathlib import Path
 from expertsteer.errors import ModelError
 from expertsteer.models.cache import cache_root, require_disk
 
-__all__ = ["converted_checkpoint", "converted_folder", "file_hash"]
+__all__ = ["converted_checkpoint", "converted_folder", "file_hash", "require_gguf_package"]
 
 # Raise when the conversion itself changes, so that old results are not reused.
 _CONVERSION = 1
+
+
+def require_gguf_package(file_name: str) -> None:
+    """Raise ModelError unless GGUF files can be read and written."""
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(
+            f"Got {file_name}, but expected the package gguf to be installed. Install it with: "
+            'pip install "expertsteer[gguf]"'
+        )
 
 
 def file_hash(path: Path) -> str:
@@ -65,11 +74,7 @@ def converted_checkpoint(path: Path, sha256: str | None = None) -> Path:
             raise ModelError(
                 f"Got {path}, but expected a GGUF file (its first bytes differ). Download it again."
             )
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(
-            f"Got {path.name}, but expected the package gguf to be installed. Install it with: "
-            'pip install "expertsteer[gguf]"'
-        )
+    require_gguf_package(path.name)
     require_disk(folder.parent, _float32_bytes(path), f"the converted checkpoint of {path.name}")
     scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:
