@@ -328,5 +328,5 @@ def test_reported_damage_is_of_text_that_nothing_else_read(study_file, files, tm
     plain = PlainText.load(study)
     assert not set(plain.budget) & set(plain.test)
     assert not [b for b in plain.beginnings[None] if any(t.startswith(b) for t in plain.test)]
-    with pytest.raises(DataError, match="n_plain=60 or more"):
+    with pytest.raises(DataError, match="expected 120 or more"):
         PlainText.load(load_study(study_file(n_plain=60)))

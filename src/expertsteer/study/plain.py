@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from dataclasses import dataclass
 
 from expertsteer.data import load_plain_text, sentence_beginnings
@@ -39,20 +40,15 @@ class PlainText:
             If there are too few sentences.
         """
         sentences = load_plain_text(study.plain_text)
-        whole, rest = _whole(sentences), sentences[study.n_plain :]
         if study.plain_text_test:
-            test = _whole(load_plain_text(study.plain_text_test))[: study.n_plain]
-            enough = min(len(whole), len(test)) >= study.n_plain
+            budget = _drawn(sentences, study.n_plain)
+            test = _drawn(load_plain_text(study.plain_text_test), study.n_plain)
         else:
-            test = whole[-study.n_plain :]
-            enough = len(whole) >= 2 * study.n_plain
-            # What damage is reported on is fitted on by no alignment.
-            rest = rest[: -len(sentences) + sentences.index(test[0])]
-        if not enough:
-            raise DataError(
-                f"Got plain text with {len(whole)} sentences, but expected twice "
-                f"n_plain={study.n_plain} or more. Name a longer file or choose a smaller n_plain."
-            )
+            both = _drawn(sentences, 2 * study.n_plain)
+            budget, test = both[::2], both[1::2]
+        # What damage is reported on is fitted on by no alignment.
+        taken = {*budget, *test}
+        rest = [sentence for sentence in sentences if sentence not in taken]
         wanted: dict[int | None, int] = {}
         for arm in study.methods:
             if arm.uses_plain_text:
@@ -62,7 +58,7 @@ class PlainText:
             n_sentences: sentence_beginnings(rest, n, n_sentences=n_sentences)
             for n_sentences, n in wanted.items()
         }
-        return cls(whole[: study.n_plain], test, beginnings)
+        return cls(budget, test, beginnings)
 
     def fingerprint(self, n_beginnings: int, n_sentences: int | None = None) -> str:
         """Return a hash of what a cell reads of it; 16 hexadecimal digits."""
@@ -71,6 +67,13 @@ class PlainText:
         return hashlib.sha256("\n".join(read).encode()).hexdigest()[:16]
 
 
-def _whole(sentences: list[str]) -> list[str]:
+def _drawn(sentences: list[str], n: int) -> list[str]:
+    """Return sentences from all over a text: neighbours are of one subject."""
     # Headings and fragments have little to predict.
-    return [sentence for sentence in sentences if len(sentence.split()) > 5]
+    whole = list(dict.fromkeys(s for s in sentences if len(s.split()) > 5))
+    if len(whole) < n:
+        raise DataError(
+            f"Got plain text with {len(whole)} sentences, but expected {n} or more. Name a longer "
+            "file or choose a smaller n_plain."
+        )
+    return random.Random(0).sample(whole, n)
