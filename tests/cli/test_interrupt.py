@@ -65,10 +65,10 @@ def test_an_interrupted_collection_is_kept_and_continued(world, run, work, monke
     read = 0
     original = BlockReader.read
 
-    def counting(reader, spans, groups, batch_tokens):
+    def counting(reader, batches):
         nonlocal read
-        read += len(spans)
-        return original(reader, spans, groups, batch_tokens)
+        read += sum(len(batch.spans) for batch in batches)
+        return original(reader, batches)
 
     monkeypatch.setattr(BlockReader, "read", counting)
     assert run(*collect).code == 0
