@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 __all__ = [
+    "is_launched",
     "is_main_process",
     "leave",
     "local_share",
@@ -38,6 +39,11 @@ __all__ = [
 _PATIENCE = timedelta(days=7)
 
 _T = TypeVar("_T")
+
+
+def is_launched() -> bool:
+    """Return whether a launcher started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def n_processes() -> int:
@@ -156,16 +162,11 @@ def made_by_main(
 
 def leave() -> None:
     """End the connections to the other processes, if any."""
-    if _asked() and _state() is not None:
+    if is_launched():
         import torch.distributed as dist
 
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _asked() -> bool:
-    """Return whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @lru_cache(maxsize=1)
@@ -178,7 +179,7 @@ def _joined() -> PartialState:
 
 
 def _state() -> PartialState | None:
-    return _joined() if _asked() else None
+    return _joined() if is_launched() else None
 
 
 @lru_cache(maxsize=1)

@@ -371,9 +371,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.usefixtures("many_shards")
-def test_a_small_disk_is_filled_and_after_more_room_the_collection_goes_on(
-    small_disk, monkeypatch
-):
+def test_a_small_disk_is_filled_and_after_more_room_the_collection_goes_on(small_disk, monkeypatch):
     # What another program takes meanwhile cannot be foreseen by the check before the start.
     monkeypatch.setattr(saved, "require_disk", lambda *_: None)
     interrupting = _Interrupting()

@@ -34,9 +34,7 @@ class HostCopy:
     def __init__(self, states: Sequence[torch.Tensor]) -> None:
         on_gpu = any(state.is_cuda for state in states)
         first = states[0]
-        self._host = torch.empty(
-            (len(states), *first.shape), dtype=first.dtype, pin_memory=on_gpu
-        )
+        self._host = torch.empty((len(states), *first.shape), dtype=first.dtype, pin_memory=on_gpu)
         for place, state in enumerate(states):
             self._host[place].copy_(state, non_blocking=True)
         self._events: list[torch.cuda.Event] = []

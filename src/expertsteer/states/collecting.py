@@ -195,7 +195,9 @@ def _save(model: LanguageModel, plan: _Plan, folder: Path, progress: bool) -> No
     with locked(folder, "states"), ShardWriter(folder, plan.description) as shards:
         left = [batch for batch in plan.batches if not shards.rows.issuperset(plan.rows(batch))]
         for rows, states in _read(model, plan, share(left), progress):
-            shards.add(rows, states)
+            # Other batches than those of the earlier run may be there in part.
+            new = [place for place, row in enumerate(rows) if row not in shards.rows]
+            shards.add([rows[place] for place in new], states[new])
         shards.finish()
 
 

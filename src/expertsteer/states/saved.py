@@ -60,8 +60,7 @@ class ShardWriter:
     def __init__(self, folder: Path, description: StatesDescription) -> None:
         self.folder = folder
         self.description = description
-        self._rows: list[int] = []
-        self._values: list[torch.Tensor] = []
+        self._pending: list[tuple[list[int], torch.Tensor]] = []
         self._forget()
         if is_main_process():
             self._prepare()
@@ -104,8 +103,8 @@ class ShardWriter:
 
     def add(self, rows: list[int], values: torch.Tensor) -> None:
         """Take some rows of states, (len(rows), n_layers, width)."""
-        self._rows += rows
-        self._values.append(values)
+        # At one stroke: an interruption in between would tear rows and values apart.
+        self._pending.append((rows, values))
         self._n_bytes += values.numel() * values.element_size()
         late = time.monotonic() - self._flushed_at >= _SHARD_SECONDS
         if late or self._n_bytes >= _SHARD_BYTES:
@@ -117,10 +116,14 @@ class ShardWriter:
         wait_for_all("collecting states")
 
     def _flush(self) -> None:
-        if not self._rows:
+        if not self._pending:
             return
         name = f"shard-{time.time_ns()}-{process_index()}.safetensors"
-        shard = {"rows": torch.tensor(self._rows), "values": torch.cat(self._values)}
+        rows, values = zip(*self._pending, strict=True)
+        shard = {
+            "rows": torch.tensor([n for part in rows for n in part]),
+            "values": torch.cat(values),
+        }
         try:
             save_tensor_file(self.folder / name, _SHARD_KIND, shard, self.description.to_dict())
         except ExpertSteerError as error:
@@ -132,7 +135,7 @@ class ShardWriter:
         self._forget()
 
     def _forget(self) -> None:
-        self._rows, self._values, self._n_bytes = [], [], 0
+        self._pending, self._n_bytes = [], 0
         self._flushed_at = time.monotonic()
 
 
