@@ -142,19 +142,19 @@ def made_by_main(
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "made.safetensors"
         content = torch.empty(0, dtype=torch.uint8)
-        if is_main_process():
-            made = make()
+        made = make() if is_main_process() else None
+        if made is not None:
             save(made, path)
             content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
         size = torch.tensor([len(content)])
         try:
             dist.broadcast(size, 0, _group())
-            if not is_main_process():
+            if made is None:
                 content = torch.empty(int(size), dtype=torch.uint8)
             dist.broadcast(content, 0, _group())
         except RuntimeError as error:
             raise _ended(doing, error) from error
-        if is_main_process():
+        if made is not None:
             return made
         path.write_bytes(content.numpy().tobytes())
         return load(path)

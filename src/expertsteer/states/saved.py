@@ -149,6 +149,8 @@ class SavedStates(States):
     description : StatesDescription
     """
 
+    folder: Path
+
     def __init__(self, folder: Path, description: StatesDescription) -> None:
         object.__setattr__(self, "folder", folder)
         object.__setattr__(self, "description", description)
