@@ -27,6 +27,7 @@ __all__ = [
     "leave",
     "local_share",
     "made_by_main",
+    "n_local_processes",
     "n_processes",
     "process_index",
     "process_name",
@@ -80,8 +81,12 @@ def local_share(items: Sequence[_T]) -> list[_T]:
     state = _state()
     if state is None:
         return list(items)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
-    return list(items[state.local_process_index :: here])
+    return list(items[state.local_process_index :: n_local_processes()])
+
+
+def n_local_processes() -> int:
+    """Return how many processes of this run are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", n_processes()))
 
 
 def wait_for_all(doing: str) -> None:
