@@ -228,7 +228,7 @@ def _placement(source: ModelSource) -> dict[str, Any]:
     if source.device_map is None:
         return {"device_map": f"cuda:{gpus[0]}"}
     memory = get_max_memory()
-    own = {place: size for place, size in memory.items() if place in gpus}
+    own: dict[Any, Any] = {place: size for place, size in memory.items() if place in gpus}
     # Every process may offload as much as the others.
     own["cpu"] = int(memory["cpu"] / n_local_processes())
     return {"device_map": source.device_map, "max_memory": own}
