@@ -35,6 +35,7 @@ from expertsteer.models import (
 )
 from expertsteer.pack import DEFAULT_STRENGTH, LayerPair, SteeringPack
 from expertsteer.pairing import mutual_information_table, same_depth_pairs, select_pairs
+from expertsteer.processes import made_by_main
 from expertsteer.provenance import describe_settings, package_versions
 from expertsteer.states import States, collect_states, corpus_fingerprint, states_key
 from expertsteer.steering import check_strength
@@ -173,13 +174,35 @@ class ExpertSteer:
             locate_model(target.name if isinstance(target, ModelSource) else target)
         paired_texts = examples if alignment_text is None else alignment_text
 
-        # Steps 1 and 2: which layers, and an encoder for each pair of them.
         collect: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
+        target_paired: States | None = None
         if alignment is None:
             expert_states, expert_paired = self.collect(expert, examples, paired_texts, **collect)
-            alignment = self.align(target, expert_paired, paired_texts, **collect)
+            (target_paired,) = self.collect(target, paired_texts, **collect)
         else:
             (expert_states,) = self.collect(expert, examples, **collect)
+            expert_paired = expert_states
+
+        def fit() -> SteeringPack:
+            known = alignment
+            if target_paired is not None:
+                known = self._align(target_paired, expert_paired, None, progress)
+            assert known is not None
+            pack = self._fit_directions(known, expert_states, examples)
+            if self.strategy == "validated":
+                validation = data.split("validation")
+                pack = choose_by_preference(
+                    pack, target, validation, self.n_pairs, self.chat_template
+                )
+            return pack
+
+        # Several processes share the reading; what follows takes one.
+        return made_by_main(fit, SteeringPack.save, SteeringPack.load, "the fit")
+
+    def _fit_directions(
+        self, alignment: Alignment, expert_states: States, examples: LabelledExamples
+    ) -> SteeringPack:
+        """Choose the pairs and make the pack of their vectors."""
         chosen = self._pairs_of(alignment, expert_states)
 
         # Step 3: a direction a pair, from the encoded states of the expert.
@@ -192,7 +215,7 @@ class ExpertSteer:
             vectors[pair.target_layer] = torch.as_tensor(finder.direction_)
             measured.append(dataclasses.replace(pair, auc=score))
 
-        pack = SteeringPack(
+        return SteeringPack(
             vectors=vectors,
             mean_residual_norms={j: alignment.mean_residual_norms[j] for j in vectors},
             target=alignment.target,
@@ -202,11 +225,6 @@ class ExpertSteer:
             encoders=alignment.encoders if self.keep_encoders else {},
             provenance=self._provenance(examples, alignment),
         )
-        if self.strategy == "validated":
-            pack = choose_by_preference(
-                pack, target, data.split("validation"), self.n_pairs, self.chat_template
-            )
-        return pack
 
     def align(
         self,
@@ -240,8 +258,20 @@ class ExpertSteer:
         collect: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
         (expert_states,) = self.collect(expert, texts, **collect)
         (target_states,) = self.collect(target, texts, **collect)
-        check_paired(expert_states, target_states)
 
+        def fit() -> Alignment:
+            return self._align(target_states, expert_states, pairs, progress)
+
+        return made_by_main(fit, Alignment.save, Alignment.load, "the alignment")
+
+    def _align(
+        self,
+        target_states: States,
+        expert_states: States,
+        pairs: Sequence[tuple[int, int]] | None,
+        progress: bool,
+    ) -> Alignment:
+        check_paired(expert_states, target_states)
         # Step 2 before step 1: information does not change under an encoder, so encoders
         # are fitted for the chosen pairs alone.
         table = torch.as_tensor(

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from expertsteer.errors import PackError
+from expertsteer.errors import ExpertSteerError, PackError
 from expertsteer.files import replacing
 
 __all__ = ["load_tensor_file", "save_tensor_file", "tensor_file_path"]
@@ -61,7 +61,7 @@ def save_tensor_file(
         try:
             save_file(plain, scratch, metadata)
         except SafetensorError as error:  # how the library reports a full disk
-            raise PackError(f"Cannot write {path}: {error}.") from error
+            raise ExpertSteerError(f"Cannot write {path}: {error}.") from error
     return path
 
 
@@ -114,5 +114,5 @@ def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -210,14 +210,17 @@ def test_a_killed_evaluation_goes_on_where_it_was(task, pack, tmp_path, monkeypa
     lines = rows.read_bytes().splitlines(keepends=True)
     rows.write_bytes(b"".join(lines[:15]) + lines[15][:20])
     asked = []
+    score_batch = ChoiceTask.score_batch
 
-    def counting(model, questions, **options):
-        asked.append(len(questions))
-        return score_questions(model, questions, **options)
+    def counting(task, model, batch):
+        asked.append(len(batch.questions))
+        return score_batch(task, model, batch)
 
-    monkeypatch.setattr("expertsteer.evaluation.multiple_choice.score_questions", counting)
+    monkeypatch.setattr(ChoiceTask, "score_batch", counting)
     again = evaluate(model, task, tmp_path / "cut", **settings)
-    assert asked == [0, 9]
+    assert sum(asked) == 12  # the one batch that was not whole
+    assert rows.read_bytes() == (tmp_path / "whole" / "rows.jsonl").read_bytes()
+    assert again.perplexity == whole.perplexity
     assert again.measurements[1.0]["acc"] == whole.measurements[1.0]["acc"]
     names = [(r["strength"], r["name"]) for r in map(json.loads, rows.read_text().splitlines())]
     assert len(names) == len(set(names)) == 24

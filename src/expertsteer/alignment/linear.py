@@ -83,16 +83,16 @@ def leave_one_out_ridge(
     centred = outputs.double() - outputs.mean(0, dtype=torch.float64)
     coordinates = svd.u.T @ centred
     scale = svd.s.square().mean()
-    best, best_error = grid[0], float("inf")
+    errors = []
     for ridge in grid:
         shrink = svd.s.square() / (svd.s.square() + ridge * scale)
         residual = centred - svd.u @ (shrink[:, None] * coordinates)
         # 1/n: leaving a row out also moves the mean.
         leverage = (svd.u.square() @ shrink + 1 / len(centred)).clamp_max(1 - 1e-9)
-        error = float((residual / (1 - leverage)[:, None]).square().sum())
-        if error < best_error:
-            best, best_error = ridge, error
-    return best
+        errors.append((residual / (1 - leverage)[:, None]).square().sum())
+    # All at once: every number that is asked for would have the CPU wait for a GPU.
+    found = torch.stack(errors).tolist()
+    return grid[found.index(min(found))]
 
 
 def ridge_solution(

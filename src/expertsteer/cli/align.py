@@ -10,6 +10,7 @@ import typer
 from expertsteer.cli import method, options
 from expertsteer.cli.config import write_config
 from expertsteer.cli.show import answer, pairs_table, print_json, say
+from expertsteer.processes import is_main_process
 
 __all__ = ["align"]
 
@@ -67,6 +68,8 @@ def align(
         estimator=estimator.value,
         cache_dir=options.cache_folder(cache_dir, no_cache),
     )
+    if not is_main_process():
+        return
     path = alignment.save(output)
     configuration = write_config(context, path)
     if plot:

@@ -20,6 +20,7 @@ from expertsteer.cli.fit import fit
 from expertsteer.cli.generate import generate
 from expertsteer.cli.import_ import import_
 from expertsteer.cli.inspect import inspect
+from expertsteer.cli.launch import TERMINATED, check_command, join_launch, was_terminated
 from expertsteer.cli.show import print_error, say, warnings_as_messages
 from expertsteer.cli.study import study
 from expertsteer.cli.transfer import transfer
@@ -69,13 +70,20 @@ def _options(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(2)
+    check_command(context.invoked_subcommand)
 
 
 def main() -> None:
     """Run the command line.
 
-    Exits with 0 for success, 1 for an error, 2 for wrong usage and 130 for Ctrl-C.
+    Exits with 0 for success, 1 for an error, 2 for wrong usage, 130 for Ctrl-C and 143
+    where a launcher ended it.
     """
+    with join_launch():
+        _run()
+
+
+def _run() -> None:
     try:
         # Not standalone: typer would draw a frame around wrong usage, and an error is one line.
         code = app(standalone_mode=False) or 0
@@ -93,6 +101,12 @@ def main() -> None:
             raise
         print_error("Out of memory. Use fewer layers or texts, a lower --dtype or a smaller model.")
         sys.exit(1)
+    if was_terminated():
+        print_error(
+            "Got SIGTERM from the launcher, which sends it when another process has ended early. "
+            "What is done is kept; start the same command again, and it goes on from there."
+        )
+        sys.exit(TERMINATED)
     if code == _INTERRUPTED:
         say("interrupted; states collected so far are kept, the same command goes on from them")
     sys.exit(code)

@@ -9,6 +9,7 @@ import typer
 from expertsteer.cli import method, options
 from expertsteer.cli.config import write_config
 from expertsteer.cli.show import print_json, say
+from expertsteer.processes import is_main_process
 
 __all__ = ["collect"]
 
@@ -49,7 +50,7 @@ def collect(
     from expertsteer.errors import ParameterError
     from expertsteer.models import load_model
     from expertsteer.pipeline import render_corpus
-    from expertsteer.states import collect_states
+    from expertsteer.states import save_states
 
     if (data is None) == (text is None):
         raise ParameterError("Got both or neither of --data and --text, but expected one of them.")
@@ -69,16 +70,18 @@ def collect(
     )
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)
     loaded = load_model(loading.source(model, revision))
-    states = collect_states(
+    found = save_states(
         loaded,
         render_corpus(corpus, loaded, chat_template),
+        output,
         position=position.value,
         batch_tokens=batch_tokens,
-        save_to=output,
     )
+    if not is_main_process():
+        return
     write_config(context, output / "collect")
     if as_json:
-        print_json(states.description.to_dict() | {"path": str(output)})
+        print_json(found.to_dict() | {"path": str(output)})
     else:
-        n, layers, width = states.values.shape
-        say(f"states of {n} texts x {layers} layers x {width} written to {output}")
+        shape = f"{found.n_texts} texts x {len(found.layers)} layers x {found.model.width}"
+        say(f"states of {shape} written to {output}")

@@ -12,6 +12,7 @@ from expertsteer.cli import options
 from expertsteer.cli.config import write_config
 from expertsteer.cli.show import answer, evaluation_tables, print_json, say
 from expertsteer.errors import ParameterError
+from expertsteer.processes import is_main_process
 
 __all__ = ["evaluate"]
 
@@ -230,6 +231,8 @@ def evaluate(
                 **common,
             )
         result = evaluate_target(model, task, output, **steered)
+    if not is_main_process():
+        return
     write_config(context, output / "evaluate")
     if as_json:
         print_json(result.to_dict())

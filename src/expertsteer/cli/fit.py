@@ -10,6 +10,7 @@ import typer
 from expertsteer.cli import method, options
 from expertsteer.cli.config import write_config
 from expertsteer.cli.show import answer, pairs_table, print_json, say
+from expertsteer.processes import is_main_process
 
 __all__ = ["fit"]
 
@@ -128,6 +129,8 @@ def fit(
         alignment_text=options.beginnings(text, n_beginnings, seed) if text else None,
         cache_dir=options.cache_folder(cache_dir, no_cache),
     )
+    if not is_main_process():
+        return
     path = pack.save(output)
     configuration = write_config(context, path)
     if as_json:

@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from expertsteer.processes import is_launched, process_name
+
 if TYPE_CHECKING:
     from expertsteer.calibration import Calibration
     from expertsteer.comparison import Comparison
@@ -32,6 +34,7 @@ __all__ = [
     "print_error",
     "print_json",
     "progress",
+    "quieten",
     "say",
     "warnings_as_messages",
 ]
@@ -39,6 +42,12 @@ __all__ = [
 # Answers go to standard output, everything about the work to standard error.
 answer = Console()
 progress = Console(stderr=True)
+_errors = Console(stderr=True)
+
+
+def quieten() -> None:
+    """Show nothing any more but errors."""
+    answer.quiet = progress.quiet = True
 
 
 def say(text: str) -> None:
@@ -49,7 +58,9 @@ def say(text: str) -> None:
 def print_error(message: str) -> None:
     """Print an error as one line, whatever its message quotes."""
     line = escape(" ".join(message.splitlines()))
-    progress.print(f"[red]error:[/red] {line}", highlight=False, soft_wrap=True)
+    # Any of several processes may be the one that fails.
+    who = f"{process_name()}: " if is_launched() else ""
+    _errors.print(f"{who}[red]error:[/red] {line}", highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -152,11 +152,12 @@ class RecursiveFeatureMachine(DirectionFinder):
         distances = squares[:, None] + squares - 2 * features
         distances = distances.clamp_min_(0).sqrt_()
         distances.fill_diagonal_(0)
-        self._length = self.bandwidth
+        self._length: float | torch.Tensor = self.bandwidth
         if self.bandwidth_mode == "adaptive":
             n = len(distances)
             upper = distances[torch.triu_indices(n, n, 1, device=distances.device).unbind()]
-            self._length = self.bandwidth * float(upper.median().clamp_min(_SAME_POINT))
+            # Left on its device: a number would have the CPU wait for a GPU.
+            self._length = self.bandwidth * upper.median().clamp_min(_SAME_POINT)
         return distances, torch.exp(-distances / self._length)
 
     def _regress(self, kernel: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

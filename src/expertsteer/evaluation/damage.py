@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from expertsteer.data import RenderedText
-from expertsteer.evaluation.row_file import RowFile
-from expertsteer.evaluation.scoring import token_divergences
+from expertsteer.evaluation.row_file import SharedRows
+from expertsteer.evaluation.scoring import token_divergences, whole_text_batches
 from expertsteer.models import LanguageModel
+from expertsteer.processes import share
 from expertsteer.steering import Steering
 
 __all__ = ["Damage", "measure_damage"]
@@ -60,23 +61,30 @@ def measure_damage(
     -------
     Damage
     """
-    with RowFile(path) as file:
+    texts = [RenderedText(str(text), 0, False) for text in plain_text]
+    batches = whole_text_batches(model, texts)
+    with SharedRows(path) as file:
         for strength, steering in steerings.items():
             done = {row["text"] for row in file.rows if row["strength"] == strength}
-            left = [n for n in range(len(plain_text)) if n not in done]
-            texts = [RenderedText(str(plain_text[n]), 0, False) for n in left]
-            damages = token_divergences(model, texts, steering)
-            for n, damage in zip(left, damages, strict=True):
-                row = {
-                    "strength": strength,
-                    "text": n,
-                    "n_tokens": len(damage.divergence),
-                    "log_likelihood": float(damage.steered_log_likelihood.sum()),
-                    "divergence": float(damage.divergence.sum()),
-                    "is_cut": damage.is_cut,
-                }
-                file.add([row])
-        rows = file.rows
+            for batch in share([batch for batch in batches if not done.issuperset(batch)]):
+                read = [texts[n] for n in batch]
+                damages = token_divergences(model, read, steering, warn=False)
+                file.add(
+                    {
+                        "strength": strength,
+                        "text": n,
+                        "n_tokens": len(damage.divergence),
+                        "log_likelihood": float(damage.steered_log_likelihood.sum()),
+                        "divergence": float(damage.divergence.sum()),
+                        "is_cut": damage.is_cut,
+                    }
+                    for n, damage in zip(batch, damages, strict=True)
+                    if n not in done
+                )
+        order = {strength: place for place, strength in enumerate(steerings)}
+        rows = file.gather(
+            lambda row: (order.get(row["strength"], len(order)), row["text"]), "reading plain text"
+        )
     perplexity, divergence = {}, {}
     for strength in steerings:
         chosen = [row for row in rows if row["strength"] == strength]

@@ -18,6 +18,7 @@ from expertsteer.data import load_prompts
 from expertsteer.data.examples import fingerprint_of
 from expertsteer.errors import ModelError, ParameterError
 from expertsteer.evaluation.judges import Judge, load_judge
+from expertsteer.evaluation.questions import QuestionBatch, in_batches
 from expertsteer.evaluation.scoring import Request, continuation_log_likelihoods
 from expertsteer.files import write_text
 from expertsteer.generation import continue_prompts, require_room, sampling_options
@@ -171,7 +172,7 @@ class GenerationTask:
             If a judge was trained on the pack's data, or a prompt and its continuation do
             not fit the target's context.
         """
-        longest = max(map(len, self._encoded(model).values()))
+        longest = max(map(len, self._encoded(model, self.questions)))
         require_room(model, longest, self.max_new_tokens)
         third = self.fluency
         if third is not None and third.description.weights == model.description.weights:
@@ -206,32 +207,42 @@ class GenerationTask:
             `continuation_perplexities`), ``rep_4`` (see `repetition`) and ``n_words``.
         progress : bool
         """
-        options = sampling_options(self.temperature, self.top_p)
         wanted = {question.name for question in questions}
-        encoded = self._encoded(model)
-        # All of the task's prompts and not only those left decide what shares a batch, so
-        # that a run that was interrupted samples what a run at one go does.
-        order = sorted(self.questions, key=lambda q: len(encoded[q.name]), reverse=True)
         with tqdm(total=len(wanted), desc="generating", delay=1, disable=not progress) as bar:
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
-                left = [row for row, q in enumerate(batch) if q.name in wanted]
-                if not left:
-                    continue
-                ids = [encoded[q.name] for q in batch]
-                texts = continue_prompts(
-                    model, ids, self.max_new_tokens, seed=self.seed + start, **options
-                )
-                on_rows(self._rows([batch[row] for row in left], [texts[row] for row in left]))
-                bar.update(len(left))
+            # All of the task's prompts and not only those left decide what shares a batch, so
+            # that a run that was interrupted samples what a run at one go does.
+            for batch in self.batches(model):
+                left = wanted.intersection(q.name for q in batch.questions)
+                if left:
+                    rows = self.score_batch(model, batch)
+                    on_rows([row for row in rows if row["name"] in left])
+                    bar.update(len(left))
 
-    def _encoded(self, model: LanguageModel) -> dict[str, list[int]]:
-        return {
-            q.name: model.tokenizer(
-                q.text, add_special_tokens=not q.has_special_tokens, verbose=False
-            )["input_ids"]
-            for q in self.questions
-        }
+    def batches(self, model: LanguageModel) -> list[QuestionBatch[OpenPrompt]]:
+        """Return all prompts in batches."""
+        encoded = self._encoded(model, self.questions)
+        return in_batches(self.questions, [len(ids) for ids in encoded], self.batch_size)
+
+    def score_batch(
+        self, model: LanguageModel, batch: QuestionBatch[OpenPrompt]
+    ) -> list[dict[str, Any]]:
+        """Continue the prompts of a batch and judge the continuations; see `score`."""
+        texts = continue_prompts(
+            model,
+            self._encoded(model, batch.questions),
+            self.max_new_tokens,
+            seed=self.seed + batch.start,
+            **sampling_options(self.temperature, self.top_p),
+        )
+        return self._rows(batch.questions, texts)
+
+    def _encoded(self, model: LanguageModel, prompts: Sequence[OpenPrompt]) -> list[list[int]]:
+        return [
+            model.tokenizer(q.text, add_special_tokens=not q.has_special_tokens, verbose=False)[
+                "input_ids"
+            ]
+            for q in prompts
+        ]
 
     def _rows(self, prompts: Sequence[OpenPrompt], texts: Sequence[str]) -> list[dict[str, Any]]:
         rows = [

@@ -7,9 +7,11 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,11 +25,14 @@ from expertsteer.evaluation.measurements import (
     measure_statistics,
     measure_strata,
 )
-from expertsteer.evaluation.row_file import RowFile, claim_folder
+from expertsteer.evaluation.row_file import SharedRows, claim_folder
 from expertsteer.evaluation.run import describe_run, steering_by_strength
 from expertsteer.files import write_text
+from expertsteer.locks import locked
 from expertsteer.models import LanguageModel
+from expertsteer.models.cache import require_disk
 from expertsteer.pack import SteeringPack
+from expertsteer.processes import is_main_process, share
 from expertsteer.provenance import describe_machine
 
 __all__ = ["HarnessEvaluation", "TaskEvaluation", "evaluate_harness_tasks"]
@@ -161,47 +166,70 @@ def evaluate_harness_tasks(
         "chat_template": chat_template,
     }
     provenance = describe_run(model, pack, about, positions, plain_text)
-    claim_folder(folder, provenance)
-    found: dict[str, dict[float, _Rows]] = {
-        name: {strength: {} for strength in steerings} for name in loaded
-    }
-    with RowFile(folder / "tasks.jsonl") as finished:
-        done = {(row["task"], row["strength"]) for row in finished.rows}
-        _drop_unfinished(folder / "rows.jsonl", done)
-        with RowFile(folder / "rows.jsonl") as file:
-            for strength, (name, task) in itertools.product(steerings, loaded.items()):
-                if (name, strength) in done:
-                    continue
-                steered = {"pack": pack, "strength": strength} if strength else {}
-                if strength:
-                    steered |= {"positions": positions, "force": force}
-                new, shots = _run(
-                    model,
-                    task,
-                    manager,
-                    steered,
-                    num_fewshot=n_shots,
-                    limit=limit,
-                    apply_chat_template=chat_template,
-                    batch_size=batch_size,
-                )
-                file.add({"strength": strength, "task": name} | row for row in new)
-                finished.add([{"strength": strength, "task": name, "n_shots": shots}])
-            for row in file.rows:
+    require_disk(folder, 0, "rows")
+    with locked(folder, "evaluation"):
+        claim_folder(folder, provenance)
+        units = list(itertools.product(steerings, loaded))
+        places = {unit: place for place, unit in enumerate(units)}
+
+        def place(row: dict[str, Any]) -> int:
+            return places.get((row["strength"], row["task"]), len(places))
+
+        with SharedRows(folder / "tasks.jsonl") as finished:
+            done = {(row["strength"], row["task"]) for row in finished.rows}
+            # Those of tasks that a kill cut short go.
+            with SharedRows(
+                folder / "rows.jsonl", keep=lambda row: (row["strength"], row["task"]) in done
+            ) as file:
+                for strength, name in share([unit for unit in units if unit not in done]):
+                    steered: dict[str, Any] = {}
+                    if strength:
+                        steered = {"pack": pack, "strength": strength}
+                        steered |= {"positions": positions, "force": force}
+                    new, shots = _run(
+                        model,
+                        loaded[name],
+                        manager,
+                        steered,
+                        num_fewshot=n_shots,
+                        limit=limit,
+                        apply_chat_template=chat_template,
+                        batch_size=batch_size,
+                    )
+                    file.add({"strength": strength, "task": name} | row for row in new)
+                    finished.add([{"strength": strength, "task": name, "n_shots": shots}])
+                rows = file.gather(place, "the tasks")
+            finished.gather(place, "the tasks")
+        damage = measure_damage(model, plain_text, steerings, folder / "plain.jsonl")
+        found: dict[str, dict[float, _Rows]] = {
+            name: {strength: {} for strength in steerings} for name in loaded
+        }
+        for row in rows:
+            if (row["strength"], row["task"]) in places:
                 found[row["task"]][row["strength"]][row["name"]] = row
-    damage = measure_damage(model, plain_text, steerings, folder / "plain.jsonl")
+        result = _evaluation(loaded, groups, found, damage, provenance)
+        if is_main_process():
+            write_text(folder / "summary.json", json.dumps(result.to_dict(), indent=2))
+    return result
+
+
+def _evaluation(
+    loaded: dict[str, Any],
+    groups: dict[str, Any],
+    found: dict[str, dict[float, _Rows]],
+    damage: Damage,
+    provenance: dict[str, Any],
+) -> HarnessEvaluation:
     evaluated = {name: _summary(task, found[name]) for name, task in loaded.items()}
     for name, group in groups.items():
         summary = _group_summary(group, loaded, found)
         if summary is not None:
             evaluated[name] = summary
-    result = HarnessEvaluation(
+    return HarnessEvaluation(
         **vars(damage),
         tasks=evaluated,
         provenance=provenance | {"machine": describe_machine()},
     )
-    write_text(folder / "summary.json", json.dumps(result.to_dict(), indent=2))
-    return result
 
 
 def _load(
@@ -263,15 +291,6 @@ def _fingerprint(task: Any, limit: int | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _drop_unfinished(path: Path, done: set[tuple[str, float]]) -> None:
-    """Drop the rows of tasks that a kill cut short."""
-    with RowFile(path) as file:
-        kept = [row for row in file.rows if (row["task"], row["strength"]) in done]
-        if len(kept) == len(file.rows):
-            return
-    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-
-
 def _run(
     model: LanguageModel,
     task: Any,
@@ -292,14 +311,15 @@ def _run(
     lm = harness_model(model, batch_size=batch_size, **steered)
     name = task.task_name
     try:
-        results = simple_evaluate(
-            lm,
-            tasks=[task],
-            task_manager=manager,
-            log_samples=True,
-            bootstrap_iters=0,  # our intervals are paired
-            **options,
-        )
+        with _as_only_process():
+            results = simple_evaluate(
+                lm,
+                tasks=[task],
+                task_manager=manager,
+                log_samples=True,
+                bootstrap_iters=0,  # our intervals are paired
+                **options,
+            )
     # How the harness refuses settings that a task does not go with.
     except (AssertionError, ValueError) as error:
         raise DataError(f"Cannot run the task {name!r}: {_reason(error)}") from error
@@ -330,6 +350,23 @@ def _run(
             stacklevel=2,
         )
     return [_plain(row) for row in rows.values()], n_shots
+
+
+@contextmanager
+def _as_only_process() -> Iterator[None]:
+    """Keep the harness from leaving the results to the first process of a machine.
+
+    A task at a strength is one process's alone.
+    """
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None:
+        yield
+        return
+    os.environ["LOCAL_RANK"] = "0"
+    try:
+        yield
+    finally:
+        os.environ["LOCAL_RANK"] = rank
 
 
 def _label(metric: str, name: str) -> str:

@@ -13,11 +13,13 @@ import numpy as np
 from expertsteer.data import LabelledExamples, render
 from expertsteer.data.examples import fingerprint_of
 from expertsteer.errors import DataError
-from expertsteer.evaluation.questions import draw_questions
+from expertsteer.evaluation.questions import QuestionBatch, draw_questions
 from expertsteer.evaluation.scoring import (
     Request,
     continuation_log_likelihoods,
     encode_request,
+    request_sizes,
+    token_batches,
     warn_of_cut_prompts,
 )
 from expertsteer.models import LanguageModel
@@ -150,6 +152,28 @@ class ChoiceTask:
             "letters": self.letters,
         } | self.source
 
+    def batches(self, model: LanguageModel) -> list[QuestionBatch[Question]]:
+        """Return all questions in batches; warn of prompts that are too long."""
+        requests, cut = _encoded(model, self.questions, self.letters)
+        warn_of_cut_prompts(model, sum(cut), len(cut))
+        parts = len(requests) // max(len(self.questions), 1)
+        lengths, heads = request_sizes(requests)
+        # A question is as long as the longer of its two requests.
+        longest = [max(lengths[n : n + parts]) for n in range(0, len(lengths), parts)]
+        positions = [max(heads[n : n + parts]) for n in range(0, len(heads), parts)]
+        found, start = [], 0
+        for places in token_batches(longest, positions):
+            found.append(QuestionBatch(tuple(self.questions[n] for n in places), start))
+            start += len(places)
+        return found
+
+    def score_batch(
+        self, model: LanguageModel, batch: QuestionBatch[Question]
+    ) -> list[dict[str, Any]]:
+        """Score the questions of a batch; see `score_questions`."""
+        encoded = _encoded(model, batch.questions, self.letters)
+        return _score(model, batch.questions, *encoded, self.letters)
+
     def score(
         self,
         model: LanguageModel,
@@ -198,6 +222,15 @@ def score_questions(
     A prompt that does not fit the context with its longest answer loses its beginning;
     a warning says how many do.
     """
+    requests, cut = _encoded(model, questions, letters)
+    warn_of_cut_prompts(model, sum(cut), len(requests))
+    return _score(model, questions, requests, cut, letters, on_rows, progress)
+
+
+def _encoded(
+    model: LanguageModel, questions: Sequence[Question], letters: bool
+) -> tuple[list[Request], list[bool]]:
+    """Return a request a question, or two with letters, and which lose their beginning."""
     requests: list[Request] = []
     cut: list[bool] = []
     for question in questions:
@@ -210,7 +243,18 @@ def score_questions(
             )
             requests.append(request)
             cut.append(is_cut)
-    warn_of_cut_prompts(model, sum(cut), len(requests))
+    return requests, cut
+
+
+def _score(
+    model: LanguageModel,
+    questions: Sequence[Question],
+    requests: Sequence[Request],
+    cut: Sequence[bool],
+    letters: bool,
+    on_rows: Callable[[list[dict[str, Any]]], None] | None = None,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
     parts = 2 if letters else 1
     found: dict[int, list[float]] = {}
     rows: list[dict[str, Any]] = []

@@ -19,7 +19,7 @@ from expertsteer.data.examples import fingerprint_of
 from expertsteer.data.formats import group_of, load_rows
 from expertsteer.data.splits import Row, draw_splits_by_group
 from expertsteer.errors import DataError, ParameterError
-from expertsteer.evaluation.questions import draw_questions
+from expertsteer.evaluation.questions import QuestionBatch, draw_questions, in_batches
 from expertsteer.evaluation.scoring import warn_of_cut_prompts
 from expertsteer.generation import continue_prompts
 from expertsteer.models import LanguageModel
@@ -183,6 +183,19 @@ class OpenTask:
             "max_new_tokens": self.max_new_tokens,
         } | self.source
 
+    def batches(self, model: LanguageModel) -> list[QuestionBatch[OpenQuestion]]:
+        """Return all questions in batches; warn of prompts that are too long."""
+        encoded, cut = _encoded(model, self.questions, self.max_new_tokens)
+        warn_of_cut_prompts(model, sum(cut), len(cut))
+        return in_batches(self.questions, list(map(len, encoded)), self.batch_size)
+
+    def score_batch(
+        self, model: LanguageModel, batch: QuestionBatch[OpenQuestion]
+    ) -> list[dict[str, Any]]:
+        """Answer the questions of a batch; see `answer_questions`."""
+        encoded, cut = _encoded(model, batch.questions, self.max_new_tokens)
+        return _answer(model, batch.questions, encoded, cut, self.max_new_tokens)
+
     def score(
         self,
         model: LanguageModel,
@@ -235,6 +248,31 @@ def answer_questions(
     A prompt that does not fit the context with its answer loses its beginning; a warning
     says how many do.
     """
+    encoded, cut = _encoded(model, questions, max_new_tokens)
+    warn_of_cut_prompts(model, sum(cut), len(questions))
+    rows: list[dict[str, Any]] = []
+    batches = in_batches(range(len(questions)), list(map(len, encoded)), batch_size)
+    with tqdm(total=len(questions), desc="answering", delay=1, disable=not progress) as bar:
+        for batch in batches:
+            places = batch.questions
+            new = _answer(
+                model,
+                [questions[n] for n in places],
+                [encoded[n] for n in places],
+                [cut[n] for n in places],
+                max_new_tokens,
+            )
+            rows += new
+            if on_rows is not None:
+                on_rows(new)
+            bar.update(len(places))
+    return rows
+
+
+def _encoded(
+    model: LanguageModel, questions: Sequence[OpenQuestion], max_new_tokens: int
+) -> tuple[list[list[int]], list[bool]]:
+    """Return the tokens of prompts, and which of them lose their beginning."""
     room = model.context_length - max_new_tokens
     if room < 1:
         raise ParameterError(
@@ -247,23 +285,21 @@ def answer_questions(
         ]
         for q in questions
     ]
-    cut = [len(ids) > room for ids in encoded]
-    warn_of_cut_prompts(model, sum(cut), len(questions))
-    order = sorted(range(len(questions)), key=lambda n: len(encoded[n]), reverse=True)
-    rows: list[dict[str, Any]] = []
-    with tqdm(total=len(order), desc="answering", delay=1, disable=not progress) as bar:
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
-            texts = _generate(model, [encoded[n][-room:] for n in places], max_new_tokens)
-            new = [
-                _row(questions[n], text) | {"is_cut": cut[n]}
-                for n, text in zip(places, texts, strict=True)
-            ]
-            rows += new
-            if on_rows is not None:
-                on_rows(new)
-            bar.update(len(places))
-    return rows
+    return [ids[-room:] for ids in encoded], [len(ids) > room for ids in encoded]
+
+
+def _answer(
+    model: LanguageModel,
+    questions: Sequence[OpenQuestion],
+    encoded: Sequence[Sequence[int]],
+    is_cut: Sequence[bool],
+    max_new_tokens: int,
+) -> list[dict[str, Any]]:
+    texts = _generate(model, encoded, max_new_tokens)
+    return [
+        _row(question, text) | {"is_cut": cut}
+        for question, text, cut in zip(questions, texts, is_cut, strict=True)
+    ]
 
 
 def _generate(

@@ -10,15 +10,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from expertsteer.evaluation.damage import Damage, measure_damage
 from expertsteer.evaluation.generations import GenerationTask
 from expertsteer.evaluation.measurements import Measurement, measure_means
 from expertsteer.evaluation.multiple_choice import ChoiceTask
 from expertsteer.evaluation.open_answers import OpenTask
-from expertsteer.evaluation.row_file import RowFile, claim_folder
+from expertsteer.evaluation.questions import QuestionBatch
+from expertsteer.evaluation.row_file import SharedRows, claim_folder
 from expertsteer.files import write_text
+from expertsteer.locks import locked
 from expertsteer.models import LanguageModel
+from expertsteer.models.cache import require_disk
 from expertsteer.pack import SteeringPack
+from expertsteer.processes import is_main_process, n_processes, share
 from expertsteer.provenance import describe_machine, package_versions
 from expertsteer.steering import Steering
 
@@ -109,36 +115,77 @@ def evaluate(
     provenance = describe_run(model, pack, about, positions, plain_text)
     if isinstance(task, GenerationTask):
         task.check(model, pack)
-    claim_folder(folder, provenance)
-    with RowFile(folder / "rows.jsonl") as file:
+    require_disk(folder, 0, "rows")
+    with locked(folder, "evaluation"):
+        claim_folder(folder, provenance)
+        rows = _score_all(model, task, steerings, folder / "rows.jsonl", progress)
+        if isinstance(task, GenerationTask) and is_main_process():
+            task.write_blind_sample(rows, folder)
+        damage = measure_damage(model, plain_text, steerings, folder / "plain.jsonl")
+        result = _summary(task, steerings, rows, damage, provenance)
+        if is_main_process():
+            write_text(folder / "summary.json", json.dumps(result.to_dict(), indent=2))
+    return result
+
+
+def _score_all(
+    model: LanguageModel,
+    task: ChoiceTask | OpenTask | GenerationTask,
+    steerings: dict[float, Steering | None],
+    path: Path,
+    progress: bool,
+) -> list[dict[str, Any]]:
+    """Score what is left of a task at every strength; return all rows in order."""
+    # Of all questions, whatever is left: what shares a batch decides the last bits.
+    batches: list[QuestionBatch[Any]] = task.batches(model)
+    with SharedRows(path) as file:
         for strength, steering in steerings.items():
             done = {row["name"] for row in file.rows if row["strength"] == strength}
-            left: list[Any] = [question for question in task.questions if question.name not in done]
+            left = [b for b in batches if not done.issuperset(q.name for q in b.questions)]
+            shown = progress and is_main_process()
+            with (
+                steering or nullcontext(),
+                tqdm(
+                    desc="questions", total=len(task.questions), delay=1, disable=not shown
+                ) as bar,
+            ):
+                bar.update(len(done))
+                for batch in share(left):
+                    new = task.score_batch(model, batch)
+                    file.add({"strength": strength} | row for row in new if row["name"] not in done)
+                    bar.update(len(batch.questions) * n_processes())
+        order = {strength: place for place, strength in enumerate(steerings)}
+        names = [question.name for batch in batches for question in batch.questions]
+        places = {name: place for place, name in enumerate(names)}
+        return file.gather(
+            lambda row: (
+                order.get(row["strength"], len(order)),
+                places.get(row["name"], len(places)),
+            ),
+            "answering questions",
+        )
 
-            def keep(new: list[dict[str, Any]], strength: float = strength) -> None:
-                file.add({"strength": strength} | row for row in new)
 
-            with steering or nullcontext():
-                task.score(model, left, keep, progress)
-        rows = file.rows
-    if isinstance(task, GenerationTask):
-        task.write_blind_sample(rows, folder)
-    damage = measure_damage(model, plain_text, steerings, folder / "plain.jsonl")
+def _summary(
+    task: ChoiceTask | OpenTask | GenerationTask,
+    steerings: dict[float, Steering | None],
+    rows: list[dict[str, Any]],
+    damage: Damage,
+    provenance: dict[str, Any],
+) -> Evaluation:
     unsteered = {row["name"]: row for row in rows if row["strength"] == 0}
     measurements: dict[float, dict[str, Measurement]] = {}
     for strength in steerings:
         found = {row["name"]: row for row in rows if row["strength"] == strength}
         measured = {metric: _measure(metric, found, unsteered) for metric in task.metrics}
         measurements[strength] = {name: value for name, value in measured.items() if value}
-    result = Evaluation(
+    return Evaluation(
         **vars(damage),
         measurements=measurements,
         n_questions=len({row.get("group", name) for name, row in unsteered.items()}),
         n_cut=sum(row["is_cut"] for row in unsteered.values()),
         provenance=provenance | {"machine": describe_machine()},
     )
-    write_text(folder / "summary.json", json.dumps(result.to_dict(), indent=2))
-    return result
 
 
 def steering_by_strength(

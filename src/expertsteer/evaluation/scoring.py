@@ -28,10 +28,12 @@ __all__ = [
     "head_sees",
     "mean_log_likelihoods",
     "next_token_log_probabilities",
+    "request_sizes",
     "token_batches",
     "token_divergences",
     "token_log_likelihoods",
     "warn_of_cut_prompts",
+    "whole_text_batches",
 ]
 
 # The output head writes positions x vocabulary numbers: 512 x 262,144 in float32 are 537 MB.
@@ -198,6 +200,8 @@ def token_divergences(
     model: LanguageModel,
     texts: Sequence[RenderedText],
     steering: AbstractContextManager[Any] | None,
+    *,
+    warn: bool = True,
 ) -> list[TokenDamage]:
     """Return what steering does to the next-token distributions in every text.
 
@@ -209,6 +213,8 @@ def token_divergences(
     steering : context manager or None
         Steers the model while it is entered; entered and left once a batch. None: no
         damage, and every text is read once.
+    warn : bool, default=True
+        Whether to warn of texts that do not fit the context.
 
     Returns
     -------
@@ -219,7 +225,7 @@ def token_divergences(
     -----
     A text that does not fit the context loses its end; a warning says how many do.
     """
-    ids, is_cut = _tokenised(model, texts)
+    ids, is_cut = _tokenised(model, texts, warn)
     nothing = torch.empty(0)
     result = [TokenDamage(nothing, nothing, nothing, False)] * len(ids)
     for batch in _whole_batches(model, ids):
@@ -240,6 +246,16 @@ def token_divergences(
     return result
 
 
+def whole_text_batches(model: LanguageModel, texts: Sequence[RenderedText]) -> list[list[int]]:
+    """Return which texts `token_divergences` reads together; warn of texts that are too long.
+
+    A batch given to it alone is read as it is among all.
+    """
+    ids, _ = _tokenised(model, texts)
+    lengths = [max(len(row) - 1, 0) for row in ids]
+    return list(token_batches(lengths, lengths))
+
+
 def _divergence(plain: torch.Tensor, steered: torch.Tensor) -> torch.Tensor:
     """Return KL(plain || steered) of every row, in nats."""
     found = []
@@ -250,7 +266,7 @@ def _divergence(plain: torch.Tensor, steered: torch.Tensor) -> torch.Tensor:
 
 
 def _tokenised(
-    model: LanguageModel, texts: Sequence[RenderedText]
+    model: LanguageModel, texts: Sequence[RenderedText], warn: bool = True
 ) -> tuple[list[list[int]], list[bool]]:
     """Return the texts' tokens, and which texts the context was too short for."""
     whole = [
@@ -260,7 +276,7 @@ def _tokenised(
         for text in texts
     ]
     is_cut = [len(ids) > model.context_length for ids in whole]
-    if any(is_cut):
+    if warn and any(is_cut):
         warnings.warn(
             f"{sum(is_cut)} of {len(texts)} texts are longer than the context of {model.name} and "
             "lose their end.",
@@ -344,9 +360,7 @@ def continuation_log_likelihoods(
         By request and continuation.
     """
     result: list[list[ContinuationScore]] = [[] for _ in requests]
-    lengths = [len(request.context) + sum(map(len, request.continuations)) for request in requests]
-    heads = [sum(map(len, request.continuations)) for request in requests]
-    batches = list(token_batches(lengths, heads, batch_tokens))
+    batches = list(token_batches(*request_sizes(requests), batch_tokens))
     with tqdm(total=len(requests), desc="scoring", delay=1, disable=not progress) as bar:
         for places in batches:
             scores = _score_batch(model, [requests[place] for place in places])
@@ -356,6 +370,13 @@ def continuation_log_likelihoods(
                 on_batch(places, scores)
             bar.update(len(places))
     return result
+
+
+def request_sizes(requests: Sequence[Request]) -> tuple[list[int], list[int]]:
+    """Return how many tokens each request has, and how many reach the output head."""
+    heads = [sum(map(len, request.continuations)) for request in requests]
+    contexts = [len(request.context) for request in requests]
+    return [a + b for a, b in zip(contexts, heads, strict=True)], heads
 
 
 def _score_batch(

@@ -9,7 +9,51 @@ import torch
 
 from expertsteer.models.loading import LanguageModel
 
-__all__ = ["padded", "position_ids"]
+__all__ = ["HostCopy", "padded", "position_ids", "to_device"]
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the CPU on a device; a GPU takes it without the CPU waiting."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class HostCopy:
+    """States of several blocks on their way to the CPU.
+
+    From a GPU they go to pinned memory behind what it still computes, so that only `wait`
+    waits for it.
+
+    Parameters
+    ----------
+    states : sequence of Tensor of shape (batch, width)
+        A block each, on any devices.
+    """
+
+    def __init__(self, states: Sequence[torch.Tensor]) -> None:
+        on_gpu = any(state.is_cuda for state in states)
+        first = states[0]
+        self._host = torch.empty((len(states), *first.shape), dtype=first.dtype, pin_memory=on_gpu)
+        for place, state in enumerate(states):
+            self._host[place].copy_(state, non_blocking=True)
+        self._events: list[torch.cuda.Event] = []
+        for device in {state.device for state in states if state.is_cuda}:
+            with torch.cuda.device(device):
+                event = torch.cuda.Event()
+                event.record()
+                self._events.append(event)
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a GPU has yet to send them."""
+        return bool(self._events)
+
+    def wait(self) -> torch.Tensor:
+        """Return the states as (batch, blocks, width) on the CPU, when they are there."""
+        for event in self._events:
+            event.synchronize()
+        return self._host.transpose(0, 1)
 
 
 def padded(
@@ -23,7 +67,7 @@ def padded(
         real = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
         batch[place, real] = torch.tensor(row)
         mask[place, real] = 1
-    return batch.to(model.device), mask.to(model.device)
+    return to_device(batch, model.device), to_device(mask, model.device)
 
 
 def position_ids(

@@ -62,32 +62,57 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     Parameters
     ----------
     model : PreTrainedModel
-        The model, on any device.
+        The model, on any devices; weights that wait in memory or on disk for their
+        turn are fetched.
 
     Returns
     -------
     str
         16 hexadecimal digits.
 
+    Raises
+    ------
+    ModelError
+        If weights have no values.
+
     Notes
     -----
     Source: this project.
     """
     digest = hashlib.sha256()
+    # Out of memory, tied parameters are no longer one object; the first name counts.
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
-            if parameter.device.type == "meta":
-                raise ModelError(
-                    f"Got parameter {name!r} offloaded from memory, but expected all weights to be "
-                    "loaded. Give the model a device map without disk offload."
-                )
-            flat = parameter.detach().reshape(-1)
-            step = max(1, flat.numel() // _SAMPLES_A_PARAMETER)
-            sample = flat[::step][:_SAMPLES_A_PARAMETER].to("cpu", torch.bfloat16)
+            if name in tied and parameter.is_meta:
+                continue
+            sample = _sample(model, name, parameter).to("cpu", torch.bfloat16)
             sample = torch.where(sample.abs() < _SMALLEST, 0, sample)
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             digest.update(sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _sample(model: PreTrainedModel, name: str, parameter: torch.Tensor) -> torch.Tensor:
+    if parameter.is_meta:
+        from accelerate.utils import align_module_device, has_offloaded_params
+
+        owner, _, own_name = name.rpartition(".")
+        module = model.get_submodule(owner)
+        if not has_offloaded_params(module):
+            raise ModelError(
+                f"Got parameter {name!r} without values, but expected a model whose weights are "
+                "loaded. Load it with load_model."
+            )
+        with align_module_device(module, torch.device("cpu")):
+            return _spaced(getattr(module, own_name)).clone()
+    return _spaced(parameter)
+
+
+def _spaced(parameter: torch.Tensor) -> torch.Tensor:
+    flat = parameter.detach().reshape(-1)
+    step = max(1, flat.numel() // _SAMPLES_A_PARAMETER)
+    return flat[::step][:_SAMPLES_A_PARAMETER]
 
 
 def describe_model(

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import psutil
 import torch
+from accelerate.utils import get_max_memory
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
@@ -27,6 +28,7 @@ from expertsteer.models.blocks import find_blocks
 from expertsteer.models.embedded import EMBEDDED_MODELS, embedded_checkpoint
 from expertsteer.models.fingerprint import ModelDescription, describe_model
 from expertsteer.models.gguf import converted_checkpoint
+from expertsteer.processes import local_share, n_local_processes, n_processes
 
 __all__ = ["DTYPES", "LanguageModel", "ModelSource", "load_model", "locate_model", "quiet_loading"]
 
@@ -67,7 +69,11 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where input ids go."""
-        return cast(torch.Tensor, self.model.get_input_embeddings().weight).device
+        embeddings = self.model.get_input_embeddings()
+        weight = cast(torch.Tensor, embeddings.weight)
+        if weight.is_meta:  # waits elsewhere and is brought to where it computes
+            return torch.device(cast(Any, embeddings)._hf_hook.execution_device)
+        return weight.device
 
     @property
     def pad_token_id(self) -> int:
@@ -129,9 +135,11 @@ class ModelSource:
     dtype : {"auto", "float32", "bfloat16", "float16"} or torch.dtype
         "auto" is the checkpoint's own.
     device : str or None
-        For example "cuda:0"; None: the CPU, or what ``device_map`` says.
+        For example "cuda:0"; None: the CPU, or what ``device_map`` says. Of several
+        processes on a machine each takes another GPU for "cuda".
     device_map : str, dict or None
-        Passed to transformers; "auto" spreads the model over the devices.
+        Passed to transformers; "auto" spreads the model over the devices: of several
+        processes on a machine, each over its share of the GPUs.
     revision : str or None
         Branch, tag or commit on the hub.
     attn_implementation : str or None
@@ -190,7 +198,7 @@ def load_model(source: str | Path | ModelSource | LanguageModel, **options: Any)
             model = AutoModelForCausalLM.from_pretrained(
                 place,
                 dtype=source.dtype,
-                device_map=source.device_map or source.device,
+                **_placement(source),
                 attn_implementation=source.attn_implementation,
                 **common,
             )
@@ -205,6 +213,25 @@ def load_model(source: str | Path | ModelSource | LanguageModel, **options: Any)
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
     find_blocks(model)  # an encoder is refused here, not after minutes of collecting
     return LanguageModel(model.eval(), tokenizer, source.name, source.revision)
+
+
+def _placement(source: ModelSource) -> dict[str, Any]:
+    """Return where transformers puts the weights; processes of one machine share its GPUs."""
+    if n_processes() == 1 or (source.device != "cuda" and not isinstance(source.device_map, str)):
+        return {"device_map": source.device_map or source.device}
+    gpus = local_share(range(torch.cuda.device_count()))
+    if not gpus and (source.device or torch.cuda.is_available()):
+        raise ModelError(
+            f"Got {torch.cuda.device_count()} GPUs for more processes than that, but expected one "
+            "at least for each. Start fewer processes a machine."
+        )
+    if source.device_map is None:
+        return {"device_map": f"cuda:{gpus[0]}"}
+    memory = get_max_memory()
+    own: dict[Any, Any] = {place: size for place, size in memory.items() if place in gpus}
+    # Every process may offload as much as the others.
+    own["cpu"] = int(memory["cpu"] / n_local_processes())
+    return {"device_map": source.device_map, "max_memory": own}
 
 
 def locate_model(name: str | Path) -> str:

@@ -1,6 +1,11 @@
 """States: what a model's residual stream holds at one position of each text."""
 
-from expertsteer.states.collecting import collect_states, corpus_fingerprint, states_key
+from expertsteer.states.collecting import (
+    collect_states,
+    corpus_fingerprint,
+    save_states,
+    states_key,
+)
 from expertsteer.states.positions import TOKEN_POSITIONS
 from expertsteer.states.states import States, StatesDescription
 
@@ -10,5 +15,6 @@ __all__ = [
     "StatesDescription",
     "collect_states",
     "corpus_fingerprint",
+    "save_states",
     "states_key",
 ]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -14,14 +14,17 @@ import torch
 from tqdm.auto import tqdm
 
 from expertsteer.data import RenderedText
-from expertsteer.errors import DataError, ExpertSteerError
+from expertsteer.errors import DataError, ExpertSteerError, ParameterError
+from expertsteer.locks import locked
 from expertsteer.models import LanguageModel, check_layers
+from expertsteer.models.cache import require_disk
+from expertsteer.processes import is_main_process, n_processes, process_name, share
 from expertsteer.states.positions import TokenSpan, locate_tokens
-from expertsteer.states.reading import BlockReader, prompt_groups
-from expertsteer.states.saved import ShardedRows
+from expertsteer.states.reading import Batch, BlockReader, plan_batches, prompt_groups
+from expertsteer.states.saved import SAVED_VERSION, SavedStates, ShardWriter
 from expertsteer.states.states import States, StatesDescription
 
-__all__ = ["collect_states", "corpus_fingerprint", "states_key"]
+__all__ = ["collect_states", "corpus_fingerprint", "save_states", "states_key"]
 
 
 def collect_states(
@@ -54,8 +57,7 @@ def collect_states(
     batch_tokens : int, default=2048
         Most tokens of a batch, padding included.
     save_to : Path, optional
-        A folder where the states are kept. An interrupted collection continues there,
-        and a finished one is only read.
+        A folder where the states are kept, as in `save_states`.
     progress : bool, default=True
         Show a progress bar when it takes over a second.
 
@@ -64,17 +66,102 @@ def collect_states(
     States
         ``values`` of shape (n, layers, width): the blocks' outputs on the residual
         stream, before any final norm, in the model's float type ("answer_mean":
-        float32).
+        float32). With ``save_to`` they are read when they are first looked at.
 
     Raises
     ------
     DataError
         If there is no text, or a state is not finite.
+    ParameterError
+        If several processes work on it and there is no ``save_to``.
     ExpertSteerError
         If memory or disk will not hold the states.
     StatesError
         If ``save_to`` holds states of something else.
     """
+    plan = _plan(model, texts, layers, position, batch_tokens)
+    shape, dtype = plan.shape, plan.dtype
+    _require_memory(shape, dtype)
+    if save_to is not None:
+        _save(model, plan, save_to, progress)
+        return SavedStates(save_to, plan.description)
+    if n_processes() > 1:
+        raise ParameterError(
+            f"Got {n_processes()} processes and no folder for their states, but expected one that "
+            "all of them can write. Name one (save_to, --output or --cache-dir), or start one "
+            "process."
+        )
+    values = torch.empty(shape, dtype=dtype)
+    for rows, states in _read(model, plan, plan.batches, progress):
+        values[rows] = states
+    return States(values, plan.description)
+
+
+def save_states(
+    model: LanguageModel,
+    texts: Sequence[RenderedText | str],
+    folder: Path,
+    *,
+    layers: Iterable[int] | None = None,
+    position: str = "last",
+    batch_tokens: int = 2048,
+    progress: bool = True,
+) -> StatesDescription:
+    """Collect states into a folder and nowhere else: memory does not grow with the texts.
+
+    Started by ``torchrun`` or ``accelerate launch``, every process reads its share of the
+    batches, which are the same for any number of processes, and writes shards of its own.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if missing; with several processes, one that all of them can write. An
+        interrupted collection continues there, a finished one is only checked, and while
+        another run collects there, this one waits.
+    model, texts, layers, position, batch_tokens, progress
+        As in `collect_states`.
+
+    Returns
+    -------
+    StatesDescription
+        Of the states, which `States.load` reads.
+
+    Raises
+    ------
+    DataError, ExpertSteerError, StatesError
+        As in `collect_states`.
+    """
+    plan = _plan(model, texts, layers, position, batch_tokens)
+    _save(model, plan, folder, progress)
+    return plan.description
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be read, in batches that no interruption and no number of processes changes."""
+
+    description: StatesDescription
+    dtype: torch.dtype
+    rows_of: dict[TokenSpan, list[int]]
+    batches: list[Batch]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        about = self.description
+        return about.n_texts, len(about.layers), about.model.width
+
+    def rows(self, batch: Batch) -> list[int]:
+        """Return the rows of the texts of a batch, those of equal texts one after the other."""
+        return [row for span in batch.spans for row in self.rows_of[span]]
+
+
+def _plan(
+    model: LanguageModel,
+    texts: Sequence[RenderedText | str],
+    layers: Iterable[int] | None,
+    position: str,
+    batch_tokens: int,
+) -> _Plan:
     if not texts:
         raise DataError("Got no texts to collect states from, but expected at least one.")
     rendered = [RenderedText(t, 0, False) if isinstance(t, str) else t for t in texts]
@@ -84,7 +171,7 @@ def collect_states(
         warnings.warn(
             f"{n_cut} of {len(texts)} texts are longer than the {model.context_length} tokens of "
             f"{model.name}; their beginnings were cut.",
-            stacklevel=2,
+            stacklevel=3,
         )
     dtype = torch.float32 if position == "answer_mean" else model.model.dtype
     description = StatesDescription(
@@ -96,43 +183,58 @@ def collect_states(
         position=position,
         dtype=str(dtype).removeprefix("torch."),
     )
-    shape = (len(spans), len(chosen), model.description.width)
-    _require_memory(shape, dtype)
-    values = torch.empty(shape, dtype=dtype)
-
     rows_of: dict[TokenSpan, list[int]] = {}
     for row, span in enumerate(spans):
         rows_of.setdefault(span, []).append(row)
-    saved = ShardedRows(save_to, description, values) if save_to else None
-    done = saved.rows if saved else set()
-    todo = [span for span, rows in rows_of.items() if not done.issuperset(rows)]
+    groups = prompt_groups(model, rendered, spans)
+    return _Plan(description, dtype, rows_of, plan_batches(list(rows_of), groups, batch_tokens))
 
+
+def _save(model: LanguageModel, plan: _Plan, folder: Path, progress: bool) -> None:
+    require_disk(folder, 0, "states")
+    with locked(folder, "states"), ShardWriter(folder, plan.description) as shards:
+        left = [batch for batch in plan.batches if not shards.rows.issuperset(plan.rows(batch))]
+        for rows, states in _read(model, plan, share(left), progress):
+            # Other batches than those of the earlier run may be there in part.
+            new = [place for place, row in enumerate(rows) if row not in shards.rows]
+            shards.add([rows[place] for place in new], states[new])
+        shards.finish()
+
+
+def _read(
+    model: LanguageModel, plan: _Plan, batches: list[Batch], progress: bool
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Read batches; yield rows and their states, (len(rows), layers, width) on the CPU."""
+    if not batches:
+        return
+    layers = plan.description.layers
+    name = Path(model.name).name
     bar = tqdm(
-        total=sum(len(span.ids) for span in todo),
-        desc=f"states of {Path(model.name).name}",
+        total=sum(len(span.ids) for batch in batches for span in batch.spans),
+        desc=f"states of {name}{f' ({process_name()})' if n_processes() > 1 else ''}",
         unit="tok",
         unit_scale=True,
         delay=1,
-        disable=not progress,
+        disable=not (progress and is_main_process()),
     )
-    groups = prompt_groups(model, rendered, spans, set(todo))
-    with bar, saved or contextlib.nullcontext(), BlockReader(model, chosen) as reader:
-        for states, batch in reader.read(todo, groups, batch_tokens) if todo else ():
-            states = states.to("cpu", dtype)
+    with bar, BlockReader(model, layers) as reader:
+        for batch, read in reader.read(batches):
+            states = read.to(plan.dtype)
             # Before they are saved: a later run would take them for good ones.
-            _require_finite(states, chosen, model.name)
-            for span, state in zip(batch, states, strict=True):
-                values[rows_of[span]] = state
-            if saved:
-                saved.add([row for span in batch for row in rows_of[span]])
-            bar.update(sum(len(span.ids) for span in batch))
-    return States(values, description)
+            _require_finite(states, layers, model.name)
+            copies = [place for place, s in enumerate(batch.spans) for _ in plan.rows_of[s]]
+            yield plan.rows(batch), states[copies]
+            bar.update(sum(len(span.ids) for span in batch.spans))
 
 
 def states_key(model: LanguageModel, texts: Sequence[RenderedText], position: str) -> str:
     """Return a folder name for the states of these texts, for a cache of many."""
+    # Caches of releases that write another version stand beside this one's.
     identity = json.dumps(
-        [model.description.to_dict(), str(model.model.dtype), position, [list(t) for t in texts]]
+        [
+            *(SAVED_VERSION, model.description.to_dict(), str(model.model.dtype), position),
+            [list(text) for text in texts],
+        ]
     )
     return hashlib.sha256(identity.encode()).hexdigest()[:24]
 

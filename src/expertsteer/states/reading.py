@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,10 +12,10 @@ from transformers import DynamicCache
 
 from expertsteer.data import RenderedText
 from expertsteer.models import LanguageModel, block_output
-from expertsteer.models.batches import padded, position_ids
+from expertsteer.models.batches import HostCopy, padded, position_ids, to_device
 from expertsteer.states.positions import TokenSpan
 
-__all__ = ["BlockReader", "PromptGroup", "prompt_groups"]
+__all__ = ["Batch", "BlockReader", "PromptGroup", "plan_batches", "prompt_groups"]
 
 # Below this many shared tokens, a second pass costs more than it saves.
 _SHORTEST_PROMPT = 8
@@ -44,11 +44,31 @@ class PromptGroup:
         return len(self.prompt) + sum(len(s.ids) - len(self.prompt) for s in self.spans)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Texts that pass through the model together.
+
+    Attributes
+    ----------
+    spans : tuple of TokenSpan
+        The texts.
+    groups : tuple of PromptGroup
+        Where they are answers to shared prompts: the groups they come from, in order.
+    """
+
+    spans: tuple[TokenSpan, ...]
+    groups: tuple[PromptGroup, ...] = ()
+
+    @classmethod
+    def of_groups(cls, groups: Sequence[PromptGroup]) -> Batch:
+        """Return the batch of all texts of some groups."""
+        return cls(tuple(span for group in groups for span in group.spans), tuple(groups))
+
+
 def prompt_groups(
     model: LanguageModel,
     texts: Sequence[RenderedText],
     spans: Sequence[TokenSpan],
-    wanted: set[TokenSpan],
 ) -> list[PromptGroup]:
     """Return the groups of answers to one prompt that are worth reading together.
 
@@ -60,8 +80,6 @@ def prompt_groups(
         The texts; what stands before the answer is the prompt.
     spans : sequence of TokenSpan
         Their tokens.
-    wanted : set of TokenSpan
-        Those that are to be read.
 
     Returns
     -------
@@ -75,7 +93,7 @@ def prompt_groups(
         return []
     members: dict[str, dict[TokenSpan, None]] = {}
     for text, span in zip(texts, spans, strict=True):
-        if text.answer_start and span in wanted:
+        if text.answer_start:
             members.setdefault(text.text[: text.answer_start], {})[span] = None
     groups = []
     for group in members.values():
@@ -127,36 +145,36 @@ class BlockReader:
         for handle in self.handles:
             handle.remove()
 
-    def read(
-        self, spans: Sequence[TokenSpan], groups: Sequence[PromptGroup], batch_tokens: int
-    ) -> Iterator[tuple[torch.Tensor, list[TokenSpan]]]:
-        """Read texts, those of a group together.
+    def read(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, torch.Tensor]]:
+        """Read batches.
 
         Parameters
         ----------
-        spans : sequence of TokenSpan
-            All texts, those of the groups too.
-        groups : sequence of PromptGroup
-        batch_tokens : int
-            Most tokens of a batch, padding included.
+        batches : iterable of Batch
 
         Yields
         ------
+        batch : Batch
         states : Tensor of shape (batch, layers, width)
-        batch : list of TokenSpan
-            The texts they belong to.
+            On the CPU, a row for each of its ``spans``.
         """
-        grouped = {span for group in groups for span in group.spans}
-        for batch in _batches([s for s in spans if s not in grouped], batch_tokens):
-            yield self._read_texts(batch), batch
-        for answers in _group_batches(groups, batch_tokens):
-            yield self._read_answers(answers), [span for group in answers for span in group.spans]
+        before: tuple[Batch, HostCopy] | None = None
+        for batch in batches:
+            copy = HostCopy(self._read_answers(batch) if batch.groups else self._read_texts(batch))
+            if before is not None:
+                # The GPU computes this batch while the one before is taken.
+                yield before[0], before[1].wait()
+            before = (batch, copy) if copy.is_under_way else None
+            if before is None:
+                yield batch, copy.wait()
+        if before is not None:
+            yield before[0], before[1].wait()
 
     def _keep(self, _block: torch.nn.Module, _inputs: object, output: object) -> None:
         hidden = block_output(output)
         self.n_passed += 1
         if self.weights is not None:
-            weights = self.weights.to(hidden.device)
+            weights = self._weights_on(hidden.device)
             if weights.dtype == torch.long:
                 rows = torch.arange(hidden.shape[0], device=hidden.device)
                 self.kept.append(hidden[rows, weights])
@@ -164,6 +182,12 @@ class BlockReader:
                 self.kept.append(torch.einsum("bt,btd->bd", weights, hidden.float()))
         if self.n_passed == len(self.layers):
             raise _Finished
+
+    def _weights_on(self, device: torch.device) -> torch.Tensor:
+        if self.weights is not None and self.weights.device != device:
+            self.weights = to_device(self.weights, device)
+        assert self.weights is not None
+        return self.weights
 
     def _want(self, spans: Sequence[tuple[int, int]] | None, longest: int = 0) -> None:
         """Set which tokens of each row the next pass keeps, by start and end; None: none."""
@@ -182,17 +206,18 @@ class BlockReader:
             self.model.model(**inputs)
 
     @torch.inference_mode()
-    def _read_texts(self, batch: Sequence[TokenSpan]) -> torch.Tensor:
+    def _read_texts(self, batch: Batch) -> list[torch.Tensor]:
         # Right padding whatever the tokenizer's habit: a causal model's real tokens
         # never see what follows them, so no mask is needed and the fastest attention
         # kernel serves.
-        ids, _ = padded(self.model, [span.ids for span in batch], "right")
-        self._want([(span.start, span.end) for span in batch], ids.shape[1])
+        ids, _ = padded(self.model, [span.ids for span in batch.spans], "right")
+        self._want([(span.start, span.end) for span in batch.spans], ids.shape[1])
         self._pass(input_ids=ids, use_cache=False)
-        return torch.stack([state.to("cpu") for state in self.kept], dim=1)
+        return self.kept
 
     @torch.inference_mode()
-    def _read_answers(self, groups: Sequence[PromptGroup]) -> torch.Tensor:
+    def _read_answers(self, batch: Batch) -> list[torch.Tensor]:
+        groups = batch.groups
         # Padding to the left keeps distances between prompt and answer as they are.
         prompts, mask = padded(self.model, [group.prompt for group in groups], "left")
         cache = DynamicCache(config=self.model.model.config)
@@ -205,7 +230,7 @@ class BlockReader:
             **position_ids(self.model, mask),
         )
         answers = [(place, span) for place, group in enumerate(groups) for span in group.spans]
-        owners = torch.tensor([place for place, _ in answers], device=prompts.device)
+        owners = to_device(torch.tensor([place for place, _ in answers]), prompts.device)
         cache.reorder_cache(cast(torch.LongTensor, owners))
         shared = [len(groups[place].prompt) for place, _ in answers]
         tails = [span.ids[n:] for (_, span), n in zip(answers, shared, strict=True)]
@@ -222,31 +247,56 @@ class BlockReader:
             use_cache=True,
             **position_ids(self.model, whole, ids.shape[1]),
         )
-        return torch.stack([state.to("cpu") for state in self.kept], dim=1)
+        return self.kept
 
 
-def _batches(spans: Sequence[TokenSpan], batch_tokens: int) -> Iterator[list[TokenSpan]]:
-    """Group texts of similar length, longest first so that memory peaks at once."""
+def plan_batches(
+    spans: Sequence[TokenSpan], groups: Sequence[PromptGroup], batch_tokens: int
+) -> list[Batch]:
+    """Put texts of similar length together, those of a group into one batch.
+
+    What shares a batch decides the last bits of a state, so it depends on nothing else
+    than the texts.
+
+    Parameters
+    ----------
+    spans : sequence of TokenSpan
+        All texts, those of the groups too.
+    groups : sequence of PromptGroup
+    batch_tokens : int
+        Most tokens of a batch, padding included.
+
+    Returns
+    -------
+    list of Batch
+        Longest first, so that memory peaks at once.
+    """
+    grouped = {span for group in groups for span in group.spans}
+    alone = [span for span in spans if span not in grouped]
+    return [*_text_batches(alone, batch_tokens), *_group_batches(groups, batch_tokens)]
+
+
+def _text_batches(spans: Sequence[TokenSpan], batch_tokens: int) -> Iterator[Batch]:
     batch: list[TokenSpan] = []
     for span in sorted(spans, key=lambda s: len(s.ids), reverse=True):
         if batch and (len(batch) + 1) * len(batch[0].ids) > batch_tokens:
-            yield batch
+            yield Batch(tuple(batch))
             batch = []
         batch.append(span)
     if batch:
-        yield batch
+        yield Batch(tuple(batch))
 
 
-def _group_batches(groups: Sequence[PromptGroup], batch_tokens: int) -> Iterator[list[PromptGroup]]:
-    """Group prompts of similar length, longest first; their answers count as well."""
+def _group_batches(groups: Sequence[PromptGroup], batch_tokens: int) -> Iterator[Batch]:
+    """Group prompts of similar length; their answers count as well."""
     batch: list[PromptGroup] = []
     n_tails = 0
     for group in sorted(groups, key=lambda g: len(g.prompt), reverse=True):
         tails = group.n_tokens - len(group.prompt)
         if batch and (len(batch) + 1) * len(batch[0].prompt) + n_tails + tails > batch_tokens:
-            yield batch
+            yield Batch.of_groups(batch)
             batch, n_tails = [], 0
         batch.append(group)
         n_tails += tails
     if batch:
-        yield batch
+        yield Batch.of_groups(batch)

@@ -1,0 +1,212 @@
+"""Commands in several processes: the bits of one process, and what the loss of one costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from expertsteer import States, SteeringPack, processes
+from expertsteer.errors import ParameterError
+from expertsteer.states.saved import load_tensor_file
+
+pytestmark = pytest.mark.skipif(
+    os.name == "nt" or not torch.distributed.is_gloo_available(), reason="needs gloo and signals"
+)
+
+COLLECT = ("collect", "-o", "states", "--batch-tokens", "64")
+
+# Runs the command line, writes a shard a batch, and loses a process in the middle.
+LOSING = """
+    import os, signal, sys
+    from expertsteer.cli.app import main
+    from expertsteer.states import saved
+    from expertsteer.states.reading import BlockReader
+
+    saved._SHARD_BYTES = 1
+    read, passes = BlockReader._read_texts, []
+
+    def counted(reader, batch):
+        passes.append(batch)
+        if os.environ["RANK"] == os.environ.get("LOST") and len(passes) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(reader, batch)
+
+    BlockReader._read_texts = counted
+    main()
+"""
+
+
+def launch(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a module or script in two processes by torchrun."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", *map(str, command)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def start_by_hand(script: Path, *command: str, lost: int) -> list[subprocess.Popen[str]]:
+    """Start two processes without a launcher that would end the one that is left."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            [sys.executable, str(script), *command],
+            env=os.environ
+            | common
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOST": str(lost)}
+            | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+@pytest.fixture
+def losing(work: Path) -> Path:
+    script = work / "losing.py"
+    script.write_text(textwrap.dedent(LOSING))
+    return script
+
+
+def test_two_processes_make_the_pack_of_one(world, run, work):
+    rng = random.Random(0)
+    rows = [json.loads(line) for line in Path(world.data).read_text().splitlines()]
+    many = [
+        row | {"text": f"{' '.join(rng.choices(row['text'].split(), k=20))} {row['text']}"}
+        for row in rows * 4
+    ]
+    Path("many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
+    fit = ["fit", *world.models, "-d", "many.jsonl", "--cache-dir"]
+    assert run(*fit, "one", "-o", "one").code == 0
+    both = launch("-m", "expertsteer", *fit, "two", "-o", "two")
+    assert both.returncode == 0, both.stderr
+    assert both.stderr.count("pack written to two.safetensors") == 1
+    assert both.stdout.count("Layer pairs") == 1
+
+    one, two = SteeringPack.load("one.safetensors"), SteeringPack.load("two.safetensors")
+    assert one.summary() == two.summary()
+    for layer in one.layers:
+        assert torch.equal(one.vectors[layer], two.vectors[layer])
+    folders = sorted(path.name for path in Path("one").iterdir())
+    assert folders == sorted(path.name for path in Path("two").iterdir())
+    for name in folders:
+        alone, shared = States.load(Path("one") / name), States.load(Path("two") / name)
+        assert torch.equal(alone.values, shared.values)
+        shards = sorted(Path("two", name).glob("shard-*"))
+        writers = {shard.stem.rpartition("-")[2] for shard in shards}
+        rows = [set(load_tensor_file(s, "states-shard")[0]["rows"].tolist()) for s in shards]
+        assert writers == {"0", "1"}
+        assert sum(map(len, rows)) == len(set.union(*rows)) == len(alone.values)
+
+
+def test_two_processes_answer_as_one(world, run, work):
+    pack = ["fit", *world.models, "-d", world.data, "-o", "pack", "--strategy", "lowest_mi"]
+    assert run(*pack).code == 0
+    lines = Path(world.text).read_text().splitlines()
+    rows = [
+        {"question": line, "choices": ["good", "bad day", "a nice trip"], "answer": n % 3}
+        for n, line in enumerate(lines)
+    ]
+    Path("questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluate = ["evaluate", "-t", world.target, "-p", "pack.safetensors", "-s", 0.5]
+    evaluate += ["-d", "questions.jsonl", "--text", world.text, "--letters", "-o"]
+    assert run(*evaluate, "one").code == 0
+    both = launch("-m", "expertsteer", *evaluate, "two")
+    assert both.returncode == 0, both.stderr
+    assert both.stderr.count("rows and summary: two") == 1
+    for name in ("rows.jsonl", "plain.jsonl", "run.json"):
+        assert Path("two", name).read_bytes() == Path("one", name).read_bytes()
+    one, two = (json.loads(Path(name, "summary.json").read_text()) for name in ("one", "two"))
+    assert one == two
+    assert {path.name for path in Path("two").iterdir()} - {".lock"} == {
+        *("rows.jsonl", "plain.jsonl", "run.json", "summary.json", "evaluate.yaml")
+    }
+
+
+def test_a_lost_process_is_reported_and_its_share_done_on_restart(world, run, work, losing):
+    collect = [*COLLECT, "-m", world.target, "-d", world.data]
+    first = launch(losing, *collect, LOST="1")
+    assert first.returncode != 0
+    said = [line for line in first.stderr.splitlines() if line.startswith("process 1 of 2: error:")]
+    assert len(said) == 1
+    assert "process 2 of 2, which ended early" in said[0] or "Got SIGTERM from the" in said[0]
+    assert "start the same command again" in said[0]
+    before = {shard.name for shard in Path("states").glob("shard-*")}
+    assert before
+    assert not Path("states/collect.yaml").exists()
+
+    second = launch(losing, *collect)
+    assert second.returncode == 0, second.stderr
+    assert before < {shard.name for shard in Path("states").glob("shard-*")}
+    assert run("collect", "-o", "alone", *collect[3:]).code == 0
+    assert torch.equal(States.load("states").values, States.load("alone").values)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_process_that_is_left_names_the_other(world, work, losing, lost):
+    collect = [*COLLECT, "-m", world.target, "-d", world.data]
+    started = start_by_hand(losing, *collect, lost=lost)
+    try:
+        ended = [process.communicate(timeout=120) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    left = 1 - lost
+    assert started[lost].returncode == -9
+    assert started[left].returncode == 1
+    # The main process alone knows which one it waits for.
+    other = "process 2 of 2" if lost == 1 else "another process"
+    assert (
+        f"process {left + 1} of 2: error: Got no answer from {other}, which ended early"
+        in (ended[left][1])
+    )
+    assert "Traceback" not in ended[left][1]
+
+
+def test_a_command_that_is_not_shared_is_refused(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    main = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
+    monkeypatch.setattr(processes, "_joined", lambda: main)
+    outcome = run("generate", "-t", "x", "-p", "y", "z")
+    assert outcome.code == 1
+    message = "Got 2 processes for generate, but expected one: only fit, align, evaluate, collect"
+    assert message in outcome.err
+
+
+def test_several_processes_need_a_folder(monkeypatch):
+    from expertsteer import collect_states
+    from helpers import tiny_language_model
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    main = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
+    monkeypatch.setattr(processes, "_joined", lambda: main)
+    with pytest.raises(ParameterError, match=r"^Got 2 processes and no folder for their states"):
+        collect_states(tiny_language_model("llama"), ["w1"], progress=False)
+
+
+def test_shares_are_equal_parts_of_the_same_items(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    shares = []
+    for index in range(3):
+        state = SimpleNamespace(num_processes=3, process_index=index)
+        monkeypatch.setattr(processes, "_joined", lambda state=state: state)
+        shares.append(processes.share(range(8)))
+    assert shares == [[0, 3, 6], [1, 4, 7], [2, 5]]
