@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import re
 import warnings
 from types import SimpleNamespace
@@ -64,6 +65,36 @@ def test_no_batch_holds_more_tokens_than_allowed_unless_one_text_does():
     calls.clear()
     collect_states(model, TEXTS[:9], batch_tokens=4, progress=False)
     assert all(rows == 1 for rows, tokens, _width in calls if tokens > 2)
+
+
+def _beginnings() -> list[str]:
+    """Return every beginning of three texts, two of which begin alike, in no order."""
+    words = [[f"w{(7 * n + k) % 90}" for k in range(12)] for n in range(3)]
+    words[2][:5] = words[1][:5]
+    texts = {" ".join(text[:length]) for text in words for length in range(1, 13)}
+    return random.Random(0).sample(sorted(texts), len(texts))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beginnings_of_a_text_have_the_states_they_have_apart(family):
+    model = tiny_language_model(family)
+    texts = _beginnings()
+    together = collect_states(model, texts, progress=False)
+    apart = [collect_states(model, [text], progress=False).values for text in texts]
+    torch.testing.assert_close(together.values, torch.cat(apart), rtol=1e-4, atol=1e-5)
+    in_small_batches = collect_states(model, texts, batch_tokens=24, progress=False)
+    torch.testing.assert_close(in_small_batches.values, together.values, rtol=1e-4, atol=1e-5)
+
+
+def test_a_text_is_read_once_for_all_its_beginnings():
+    model = _own()
+    calls = _count_calls(model.blocks[0])
+    collect_states(model, _beginnings(), progress=False)
+    assert [rows for rows, _tokens, _width in calls] == [3]
+    # A mean over tokens is read from its own text.
+    calls.clear()
+    collect_states(model, _beginnings(), position="answer_mean", progress=False)
+    assert sum(rows for rows, _tokens, _width in calls) == len(_beginnings())
 
 
 def _answers() -> list[RenderedText]:

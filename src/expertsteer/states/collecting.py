@@ -210,7 +210,7 @@ def _read(
     layers = plan.description.layers
     name = Path(model.name).name
     bar = tqdm(
-        total=sum(len(span.ids) for batch in batches for span in batch.spans),
+        total=sum(batch.n_tokens for batch in batches),
         desc=f"states of {name}{f' ({process_name()})' if n_processes() > 1 else ''}",
         unit="tok",
         unit_scale=True,
@@ -224,7 +224,7 @@ def _read(
             _require_finite(states, layers, model.name)
             copies = [place for place, s in enumerate(batch.spans) for _ in plan.rows_of[s]]
             yield plan.rows(batch), states[copies]
-            bar.update(sum(len(span.ids) for span in batch.spans))
+            bar.update(batch.n_tokens)
 
 
 def states_key(model: LanguageModel, texts: Sequence[RenderedText], position: str) -> str:

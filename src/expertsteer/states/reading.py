@@ -15,7 +15,15 @@ from expertsteer.models import LanguageModel, block_output
 from expertsteer.models.batches import HostCopy, padded, position_ids, to_device
 from expertsteer.states.positions import TokenSpan
 
-__all__ = ["Batch", "BlockReader", "PromptGroup", "plan_batches", "prompt_groups"]
+__all__ = [
+    "Batch",
+    "BlockReader",
+    "PromptGroup",
+    "TextGroup",
+    "plan_batches",
+    "prompt_groups",
+    "text_groups",
+]
 
 # Below this many shared tokens, a second pass costs more than it saves.
 _SHORTEST_PROMPT = 8
@@ -45,6 +53,27 @@ class PromptGroup:
 
 
 @dataclass(frozen=True)
+class TextGroup:
+    """A text, and those that are beginnings of it: what follows a token never changes its state.
+
+    Attributes
+    ----------
+    ids : tuple of int
+        The longest one's tokens.
+    spans : tuple of TokenSpan
+        All of them.
+    """
+
+    ids: tuple[int, ...]
+    spans: tuple[TokenSpan, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens to compute."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Texts that pass through the model together.
 
@@ -54,15 +83,28 @@ class Batch:
         The texts.
     groups : tuple of PromptGroup
         Where they are answers to shared prompts: the groups they come from, in order.
+    whole : tuple of TextGroup
+        Where they are not: the texts that are read, of which others are the beginnings.
     """
 
     spans: tuple[TokenSpan, ...]
     groups: tuple[PromptGroup, ...] = ()
+    whole: tuple[TextGroup, ...] = ()
 
     @classmethod
     def of_groups(cls, groups: Sequence[PromptGroup]) -> Batch:
         """Return the batch of all texts of some groups."""
-        return cls(tuple(span for group in groups for span in group.spans), tuple(groups))
+        return cls(tuple(span for group in groups for span in group.spans), groups=tuple(groups))
+
+    @classmethod
+    def of_texts(cls, whole: Sequence[TextGroup]) -> Batch:
+        """Return the batch of some texts and their beginnings."""
+        return cls(tuple(span for group in whole for span in group.spans), whole=tuple(whole))
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens to compute."""
+        return sum(group.n_tokens for group in (*self.groups, *self.whole))
 
 
 def prompt_groups(
@@ -103,6 +145,32 @@ def prompt_groups(
         if len(group) > 1 and len(shared) >= _SHORTEST_PROMPT:
             groups.append(PromptGroup(shared, tuple(group)))
     return groups
+
+
+def text_groups(spans: Sequence[TokenSpan]) -> list[TextGroup]:
+    """Return the texts that are no beginning of another, each with its beginnings.
+
+    Parameters
+    ----------
+    spans : sequence of TokenSpan
+        Distinct. Those whose states are means over tokens stand alone.
+
+    Returns
+    -------
+    list of TextGroup
+        In the order of the longest ones.
+    """
+    if any(span.end - span.start > 1 for span in spans):
+        return [TextGroup(span.ids, (span,)) for span in spans]
+    members: dict[tuple[int, ...], list[TokenSpan]] = {}
+    longest: tuple[int, ...] = ()
+    # In the order of their tokens, a text stands right before those it is the beginning of.
+    for span in sorted(spans, reverse=True):
+        if longest[: len(span.ids)] != span.ids:
+            longest = span.ids
+        members.setdefault(longest, []).append(span)
+    ordered = [span.ids for span in spans if span.ids in members]
+    return [TextGroup(ids, tuple(members[ids])) for ids in dict.fromkeys(ordered)]
 
 
 def _common_beginning(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -176,8 +244,8 @@ class BlockReader:
         if self.weights is not None:
             weights = self._weights_on(hidden.device)
             if weights.dtype == torch.long:
-                rows = torch.arange(hidden.shape[0], device=hidden.device)
-                self.kept.append(hidden[rows, weights])
+                rows, places = weights
+                self.kept.append(hidden[rows, places])
             else:
                 self.kept.append(torch.einsum("bt,btd->bd", weights, hidden.float()))
         if self.n_passed == len(self.layers):
@@ -189,16 +257,19 @@ class BlockReader:
         assert self.weights is not None
         return self.weights
 
-    def _want(self, spans: Sequence[tuple[int, int]] | None, longest: int = 0) -> None:
-        """Set which tokens of each row the next pass keeps, by start and end; None: none."""
+    def _want(self, spans: Sequence[tuple[int, int, int]] | None, longest: int = 0) -> None:
+        """Set which tokens the next pass keeps, by row, start and end; None: none.
+
+        More than one token of a row, of which the mean is kept, once a row and in their order.
+        """
         self.kept, self.n_passed, self.weights = [], 0, None
         if spans is None:
             return
-        if all(end - start == 1 for start, end in spans):
-            self.weights = torch.tensor([start for start, _ in spans])
+        if all(end - start == 1 for _, start, end in spans):
+            self.weights = torch.tensor([[row for row, _, _ in spans], [s for _, s, _ in spans]])
             return
         self.weights = torch.zeros(len(spans), longest)
-        for row, (start, end) in enumerate(spans):
+        for row, start, end in spans:
             self.weights[row, start:end] = 1 / (end - start)
 
     def _pass(self, **inputs: Any) -> None:
@@ -210,8 +281,11 @@ class BlockReader:
         # Right padding whatever the tokenizer's habit: a causal model's real tokens
         # never see what follows them, so no mask is needed and the fastest attention
         # kernel serves.
-        ids, _ = padded(self.model, [span.ids for span in batch.spans], "right")
-        self._want([(span.start, span.end) for span in batch.spans], ids.shape[1])
+        ids, _ = padded(self.model, [group.ids for group in batch.whole], "right")
+        self._want(
+            [(row, s.start, s.end) for row, group in enumerate(batch.whole) for s in group.spans],
+            ids.shape[1],
+        )
         self._pass(input_ids=ids, use_cache=False)
         return self.kept
 
@@ -237,7 +311,10 @@ class BlockReader:
         ids, new = padded(self.model, tails, "right")
         whole = torch.cat([mask[owners], new], dim=1)
         self._want(
-            [(s.start - n, s.end - n) for (_, s), n in zip(answers, shared, strict=True)],
+            [
+                (row, span.start - n, span.end - n)
+                for row, ((_, span), n) in enumerate(zip(answers, shared, strict=True))
+            ],
             ids.shape[1],
         )
         self._pass(
@@ -277,14 +354,14 @@ def plan_batches(
 
 
 def _text_batches(spans: Sequence[TokenSpan], batch_tokens: int) -> Iterator[Batch]:
-    batch: list[TokenSpan] = []
-    for span in sorted(spans, key=lambda s: len(s.ids), reverse=True):
+    batch: list[TextGroup] = []
+    for group in sorted(text_groups(spans), key=lambda group: len(group.ids), reverse=True):
         if batch and (len(batch) + 1) * len(batch[0].ids) > batch_tokens:
-            yield Batch(tuple(batch))
+            yield Batch.of_texts(batch)
             batch = []
-        batch.append(span)
+        batch.append(group)
     if batch:
-        yield Batch(tuple(batch))
+        yield Batch.of_texts(batch)
 
 
 def _group_batches(groups: Sequence[PromptGroup], batch_tokens: int) -> Iterator[Batch]:
