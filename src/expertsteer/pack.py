@@ -169,23 +169,44 @@ class SteeringPack:
         ``with pack.apply(model, strength=0.1): model.generate(...)``
         """
         self.check_target(model, force=force)
+        inner = model.model if isinstance(model, LanguageModel) else model
+        return Steering(inner, self.scaled_vectors(strength, relative=relative), positions)
+
+    def scaled_vectors(
+        self, strength: float | None = None, *, relative: bool = True
+    ) -> dict[int, torch.Tensor]:
+        """Return what is added to the residual stream, by 0-based layer.
+
+        Parameters
+        ----------
+        strength, relative
+            As in `apply`.
+
+        Returns
+        -------
+        dict of int to Tensor of shape (width,)
+            float32.
+
+        Raises
+        ------
+        ParameterError
+            On a strength that is zero or not finite.
+        """
         if strength is None and self.strength == 0:
             raise ParameterError(
                 "Got a pack of strength 0: calibration found nothing that beats the unsteered "
                 "model. Name a strength to steer all the same."
             )
         value = check_strength(self.strength if strength is None else strength)
-        inner = model.model if isinstance(model, LanguageModel) else model
         scale = self.mean_residual_norms if relative else dict.fromkeys(self.vectors, 1.0)
-        vectors = {layer: v * (value * scale[layer]) for layer, v in self.vectors.items()}
-        return Steering(inner, vectors, positions)
+        return {layer: v * (value * scale[layer]) for layer, v in self.vectors.items()}
 
     def check_target(self, model: Any, *, force: bool = False) -> None:
         """Raise unless a model is the one this pack was made for.
 
         Parameters
         ----------
-        model : PreTrainedModel or LanguageModel
+        model : PreTrainedModel, LanguageModel or ModelDescription
         force : bool, default=False
             Compare depth and width only.
 
@@ -194,9 +215,12 @@ class SteeringPack:
         PackError
             Saying what differs.
         """
-        found = (
-            model.description if isinstance(model, LanguageModel) else describe_model(unwrap(model))
-        )
+        if isinstance(model, ModelDescription):
+            found = model
+        elif isinstance(model, LanguageModel):
+            found = model.description
+        else:
+            found = describe_model(unwrap(model))
         difference = explain_mismatch(self.target, found, shape_only=force)
         if difference:
             shape_differs = explain_mismatch(self.target, found, shape_only=True)
