@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -10,9 +11,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import openai
+
+from expertsteer.models import LanguageModel, load_model
+from expertsteer.pack import SteeringPack
+from helpers import random_vector, tiny_model, tiny_tokenizer
 
 # A context in which a generation takes long enough to be watched, cut and waited for.
 LONG = 100_000
@@ -84,3 +90,30 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def saved_target(folder: Path) -> LanguageModel:
+    """Save a tiny model that reads text of any length; return it as loaded from there."""
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer(chat=True).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": LONG}))
+    settings = json.loads((folder / "generation_config.json").read_text())
+    # Nothing ends a text by itself, so that every test knows how long it becomes.
+    settings.pop("eos_token_id", None)
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    return load_model(folder)
+
+
+def saved_packs(target: LanguageModel, folder: Path) -> dict[str, Path]:
+    """Save two packs of random vectors for a target; return their files by name."""
+    saved = {}
+    for seed, (name, layers) in enumerate({"happy": (0, 2), "formal": (1, 2)}.items()):
+        pack = SteeringPack(
+            {layer: random_vector(10 * seed + layer, length=1.0) for layer in layers},
+            {layer: 4.0 + layer for layer in layers},
+            target.description,
+            strength=0.5,
+        )
+        saved[name] = pack.save(folder / name)
+    return saved
