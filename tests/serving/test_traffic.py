@@ -106,7 +106,7 @@ def test_a_client_that_goes_away_frees_its_place(server, client):
     stream.close()
     begun = time.monotonic()
     assert post(server, short(1)).status_code == 200
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
     assert counts(server) == (0, 0)
 
 
@@ -255,5 +255,6 @@ def test_what_runs_too_long_is_cut(start, target, packs):
     server.process.send_signal(signal.SIGINT)
     with pytest.raises(openai.APIError, match="being stopped"):
         list(pieces)
-    assert server.process.wait(10) == 0
-    assert time.monotonic() - begun < 8
+    assert server.process.wait(30) == 0
+    # Left alone, it would go on for many minutes.
+    assert time.monotonic() - begun < 60
