@@ -70,8 +70,8 @@ def test_a_control_vector_comes_back_and_is_inspected(run, work, pack_file, worl
     assert outcome.code == 0, outcome.err
     assert "layers 1, 2" in outcome.err
     back, pack = SteeringPack.load(work / "back.safetensors"), SteeringPack.load(pack_file)
-    for layer, vector in pack.added().items():
-        torch.testing.assert_close(back.added()[layer], vector)
+    for layer, vector in pack.scaled_vectors().items():
+        torch.testing.assert_close(back.scaled_vectors()[layer], vector)
     shown = run("inspect", "back.safetensors")
     assert shown.code == 0
     assert "steers the layers 1, 2" in shown.out

@@ -48,7 +48,7 @@ def test_llama_cpp_reads_the_file_as_it_is_meant(pack, tmp_path):
 
     rows = load_control_vector(export_pack(pack, tmp_path / "happy", "gguf").path)
     # Its first row is for block 1.
-    for layer, vector in pack.added().items():
+    for layer, vector in pack.scaled_vectors().items():
         assert torch.equal(torch.tensor(rows[layer - 1]), vector)
 
 
@@ -89,7 +89,7 @@ def test_the_harness_file_holds_plain_tensors(pack, tmp_path):
     assert path.name == "happy.pt"
     hooks = torch.load(path, weights_only=True)
     assert set(hooks) == {"layers.1", "layers.2"}
-    for layer, vector in pack.added(0.3).items():
+    for layer, vector in pack.scaled_vectors(0.3).items():
         hook = hooks[f"layers.{layer}"]
         assert torch.equal(hook.pop("steering_vector"), vector)
         expected = {"action": "add", "steering_coefficient": 1.0, "bias": None, "head_index": None}
@@ -140,7 +140,7 @@ def test_arrays_are_what_is_added(pack, tmp_path):
     with np.load(export_pack(pack, tmp_path / "b", "numpy").path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     assert set(tensors) == set(arrays) == {"1", "2"}
-    for layer, vector in pack.added().items():
+    for layer, vector in pack.scaled_vectors().items():
         assert torch.equal(tensors[str(layer)], vector)
         assert np.array_equal(arrays[str(layer)], vector.numpy())
     for beside in ("a.json", "b.json"):
@@ -152,7 +152,7 @@ def test_arrays_are_what_is_added(pack, tmp_path):
 
 def test_one_exported_vector_can_be_carried_to_another_model(pack, tmp_path):
     path = export_pack(pack.restrict([2]), tmp_path / "a", "torch").path
-    assert torch.equal(load_vector(path), pack.added()[2])
+    assert torch.equal(load_vector(path), pack.scaled_vectors()[2])
 
 
 # Bad input ------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def array(seed, length=1.0):
 
 
 def assert_adds(pack: SteeringPack, expected):
-    added = pack.added()
+    added = pack.scaled_vectors()
     assert set(added) == set(expected)
     for layer, vector in expected.items():
         torch.testing.assert_close(added[layer], torch.as_tensor(vector), rtol=1e-5, atol=1e-6)
@@ -72,13 +72,13 @@ def test_one_vector_becomes_a_unit_vector(llama, tmp_path):
 def test_there_and_back(llama, pack, tmp_path):
     path = export_pack(pack, tmp_path / "v", "gguf", strength=-0.3).path
     back = import_pack(path, llama, TEXTS, progress=False)
-    assert_adds(back, pack.added(-0.3))
+    assert_adds(back, pack.scaled_vectors(-0.3))
     saved = SteeringPack.load(back.save(tmp_path / "back"), llama)
-    assert_adds(saved, pack.added(-0.3))
-    both = pack.added(pack.strength)
-    total = (back + pack * (pack.strength / back.strength)).added(back.strength)
+    assert_adds(saved, pack.scaled_vectors(-0.3))
+    both = pack.scaled_vectors(pack.strength)
+    total = (back + pack * (pack.strength / back.strength)).scaled_vectors(back.strength)
     for layer, vector in total.items():
-        torch.testing.assert_close(vector, pack.added(-0.3)[layer] + both[layer])
+        torch.testing.assert_close(vector, pack.scaled_vectors(-0.3)[layer] + both[layer])
 
 
 @pytest.mark.parametrize("by_token", [False, True])

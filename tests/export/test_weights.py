@@ -95,7 +95,7 @@ def test_all_biases_but_the_vectors_are_zero(saved, tmp_path):
     model = saved("qwen2")
     path, steered = exported(model, tmp_path / "out")
     own = model.model.state_dict()
-    vectors = pack_for(model).added()
+    vectors = pack_for(model).scaled_vectors()
     for name, tensor in steered.state_dict().items():
         if name in own:
             assert torch.equal(tensor, own[name])

@@ -21,6 +21,7 @@ from expertsteer.cli.generate import generate
 from expertsteer.cli.import_ import import_
 from expertsteer.cli.inspect import inspect
 from expertsteer.cli.launch import TERMINATED, check_command, join_launch, was_terminated
+from expertsteer.cli.serve import serve
 from expertsteer.cli.show import print_error, say, warnings_as_messages
 from expertsteer.cli.study import study
 from expertsteer.cli.transfer import transfer
@@ -46,7 +47,7 @@ app = typer.Typer(
 )
 
 _COMMANDS = (
-    *(fit, calibrate, generate, chat, compare, evaluate, study),
+    *(fit, calibrate, generate, chat, serve, compare, evaluate, study),
     *(inspect, collect, align, transfer, export, import_, demo),
 )
 for command in _COMMANDS:

@@ -116,7 +116,7 @@ def export_pack(
         raise ParameterError(f"Got to={to!r}, but expected one of {', '.join(FORMATS)}.")
     chosen = FORMATS[to]
     path = _checked_path(Path(path), chosen, overwrite)
-    vectors = {j: v.detach().cpu() for j, v in pack.added(strength).items()}
+    vectors = {j: v.detach().cpu() for j, v in pack.scaled_vectors(strength).items()}
     model = None
     if chosen.loads_target:
         model = load_model(pack.target.name if target is None else target)
