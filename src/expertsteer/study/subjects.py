@@ -22,6 +22,7 @@ from expertsteer.evaluation.word_odds import WordTask
 from expertsteer.models import LanguageModel
 from expertsteer.pipeline import render_corpus
 from expertsteer.states import States, collect_states
+from expertsteer.states.saved import SAVED_VERSION
 from expertsteer.study.drawing import draw_examples
 from expertsteer.study.settings import BenchmarkSettings, ModelSettings, StudySettings
 
@@ -295,7 +296,8 @@ def collect_corpus(
     """
     texts = render_corpus(corpus)
     read = [list(text) for text in texts]
-    identity = json.dumps([settings.identity(), settings.dtype, position, read])
+    # What `states_key` says, of a model that is not loaded.
+    identity = json.dumps([SAVED_VERSION, settings.identity(), settings.dtype, position, read])
     folder = cache_dir / hashlib.sha256(identity.encode()).hexdigest()[:24]
     if model is None:
         return States.load(folder)
