@@ -229,7 +229,7 @@ def _batches(spans: Sequence[TokenSpan], batch_tokens: int) -> Iterator[list[Tok
     """Group texts of similar length, longest first so that memory peaks at once."""
     batch: list[TokenSpan] = []
     for span in sorted(spans, key=lambda s: len(s.ids), reverse=True):
-        if batch and (len(batch) + 1) * len(batch[0].ids) > batch_tokens:
+        if batch and _is_full(batch, span, batch_tokens):
             yield batch
             batch = []
         batch.append(span)
@@ -250,3 +250,11 @@ def _group_batches(groups: Sequence[PromptGroup], batch_tokens: int) -> Iterator
         n_tails += tails
     if batch:
         yield batch
+
+
+def _is_full(batch: Sequence[TokenSpan], following: TokenSpan, batch_tokens: int) -> bool:
+    """Return whether the next text, no longer than the batch's first, has no place in it."""
+    longest = len(batch[0].ids)
+    # From a quarter on, padding a shorter text costs more than another batch.
+    padded = len(following.ids) < longest and 4 * len(batch) * longest >= batch_tokens
+    return padded or (len(batch) + 1) * longest > batch_tokens
