@@ -23,7 +23,7 @@ N_PARAMETERS = 134_515_008
 PROMPT = "My neighbour told me that her holiday was"
 UNSTEERED = "unsteered"
 BAKED = "baked into the weights"
-STRENGTH = 0.05
+STRENGTH = 0.5
 
 
 def make_pack(model: LanguageModel, layers: list[int]) -> SteeringPack:
