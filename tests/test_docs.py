@@ -92,6 +92,10 @@ def test_tables_of_results_are_current(generate):
     assert generate.METHOD.read_text(encoding="utf-8") == generate.method_page()
 
 
+def test_page_of_performance_is_current(generate):
+    assert generate.PERFORMANCE.read_text(encoding="utf-8") == generate.performance_page()
+
+
 def test_missing_results_are_named(generate, tmp_path, monkeypatch):
     missing = generate.ROOT / "docs/results/none.json"
     monkeypatch.setattr(generate, "COMPARISON", missing)

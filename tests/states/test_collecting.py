@@ -55,6 +55,23 @@ def test_a_text_alone_has_the_state_it_has_in_a_batch(family, position):
     assert len({row.numpy().tobytes() for row in alone.values[:, -1]}) == len(TEXTS)
 
 
+def test_a_batch_that_is_a_quarter_full_takes_no_shorter_text():
+    model = _own()
+    calls = _count_calls(model.blocks[0])
+    collect_states(model, TEXTS, batch_tokens=40, progress=False)
+    lengths = sorted((len(model.tokenizer(text)["input_ids"]) for text in set(TEXTS)), reverse=True)
+    begin = 0
+    for rows, longest, *_ in calls:
+        batch = lengths[begin : begin + rows]
+        begin += rows
+        assert longest == batch[0]
+        # Only up to the last of its longest texts may it have been less than a quarter full.
+        n_shorter = sum(length < longest for length in batch)
+        assert not n_shorter or (rows - 1) * longest < 40 / 4
+    assert begin == len(lengths)
+    assert len(calls) > 1
+
+
 def test_no_batch_holds_more_tokens_than_allowed_unless_one_text_does():
     model = _own()
     calls = _count_calls(model.blocks[0])

@@ -9,14 +9,18 @@ from tqdm.auto import trange
 
 from expertsteer.alignment.base import Aligner
 from expertsteer.alignment.linear import (
+    between_bases,
     leave_one_out_ridge,
     ridge_decoder,
-    ridge_solution,
     thin_svd,
 )
 from expertsteer.errors import ParameterError
 
 __all__ = ["AlignedAutoEncoder", "AutoEncoder"]
+
+# Shares of the variance: what counts as lost by the encoder, and the ridge of the way back.
+_LOST = 1e-12
+_DECODER_RIDGE = 1e-9
 
 _Solution = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -94,11 +98,11 @@ class AutoEncoder(Aligner):
         generator = torch.Generator().manual_seed(self.random_state)
         draw = torch.randn(width, rank, generator=generator, dtype=torch.float64)
         basis = torch.linalg.qr(draw.to(expert.device)).Q.T  # rank x width, orthonormal rows
-        weight = kept @ basis
+        weight = kept.float() @ basis.float()
         lost = svd.s[rank:].square().sum() / svd.s.square().sum()
         self.loss_ = float(lost) if len(svd.s) else 0.0
-        bias = -(svd.mean @ weight)
-        return weight.float(), bias.float(), weight.T.float(), svd.mean.float()
+        bias = -(svd.mean @ kept) @ basis
+        return weight, bias.float(), weight.T, svd.mean.float()
 
     def _solve_by_gradient(self, expert: torch.Tensor, width: int) -> _Solution:
         mean = expert.mean(0)
@@ -191,33 +195,51 @@ class AlignedAutoEncoder(Aligner):
             self.loss_ = paper.loss_
             return solution
         x, y = thin_svd(expert), thin_svd(target)
-        self.ridge_ = leave_one_out_ridge(x, target) if self.ridge is None else self.ridge
-        # In the expert's principal coordinates Z = U diag(s) both halves are small: the
-        # encoder is r_x x r_y, since nothing outside the target's span helps its term,
-        # and where the encoder is wider the rest of the width stays free.
-        z = x.u * x.s
-        aimed = y.u * y.s
+        # In principal coordinates both halves are small: the expert is Z = U diag(s), the
+        # target A, and the encoder is r_x x r_y, since nothing outside the target's span
+        # helps its term, and where the encoder is wider the rest of the width stays free.
+        z, aimed = x.u * x.s, y.u * y.s
+        self.ridge_ = leave_one_out_ridge(x, aimed) if self.ridge is None else self.ridge
         total_x, total_y = x.s.square().sum(), y.s.square().sum()
-        damping = self.ridge_ * x.s.square().mean()
-        gram = x.s.square()
-        encoder = (x.s / (gram + damping))[:, None] * (x.u.T @ aimed)
+        gram = x.s.square()[:, None]  # Z^T Z, which is diagonal
+        damped = gram + self.ridge_ * gram.mean()
+        crossing = z.T @ aimed
+        encoder = crossing / damped
         d = torch.empty(0)
         for _ in range(self.n_iterations):
-            decoder, _ = ridge_solution(thin_svd((z @ encoder).float()), z.float(), 1e-9)
-            d = decoder.double()
+            # The best way back: (Z W)^T (Z W) D = (Z W)^T Z, with Z^T Z diagonal again.
+            scaled = gram * encoder
+            d = _way_back(encoder.T @ scaled, scaled.T)
             # Setting the gradient in the encoder to zero:
             # (Z^T Z + damping) W (D D^T / total_x + w / total_y)
             #     = Z^T Z D^T / total_x + w Z^T A / total_y
-            left = gram[:, None] * d.T / total_x + self.weight * (z.T @ aimed) / total_y
+            left = gram * d.T / total_x + self.weight * crossing / total_y
             right = d @ d.T / total_x
             right.diagonal().add_(self.weight / total_y)
-            encoder = torch.linalg.solve(right, left / (gram + damping)[:, None], left=False)
+            encoder = torch.cholesky_solve((left / damped).T, torch.linalg.cholesky(right)).T
         encoded = z @ encoder
         self.loss_ = float(
             (z - encoded @ d).square().sum() / total_x
             + self.weight * (encoded - aimed).square().sum() / total_y
         )
-        weight = x.v @ encoder @ y.v.T
-        bias = y.mean - x.mean @ weight
-        encoded_states = expert.double() @ weight + bias
-        return weight.float(), bias.float(), *ridge_decoder(encoded_states.float(), expert)
+        bias = y.mean - (x.mean @ x.v) @ encoder @ y.v.T
+        # In float32, as `encode` will give them: the decoder must not lean on digits lost there.
+        states = (encoded @ y.v.T + y.mean).float()
+        return between_bases(x, encoder, y), bias.float(), *ridge_decoder(states, expert)
+
+
+def _way_back(squares: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
+    """Return the linear way back (E^T E)^-1 E^T Z on the directions that E has not lost.
+
+    Parameters
+    ----------
+    squares : Tensor of shape (r_y, r_y)
+        E^T E.
+    products : Tensor of shape (r_y, r_x)
+        E^T Z.
+    """
+    values, vectors = torch.linalg.eigh(squares)
+    keep = values > _LOST * values[-1]
+    values, vectors = values[keep], vectors[:, keep]
+    inverse = 1 / (values + _DECODER_RIDGE * values.mean())
+    return (vectors * inverse) @ (vectors.T @ products)

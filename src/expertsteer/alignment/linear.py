@@ -10,7 +10,14 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["ThinSVD", "leave_one_out_ridge", "ridge_decoder", "thin_svd"]
+__all__ = [
+    "ThinSVD",
+    "between_bases",
+    "leave_one_out_ridge",
+    "ridge_decoder",
+    "ridge_solution",
+    "thin_svd",
+]
 
 # Tried by leave-one-out error, relative to the mean eigenvalue of the Gram matrix.
 RIDGE_GRID = tuple(10.0**power for power in range(-6, 3))
@@ -64,14 +71,15 @@ def leave_one_out_ridge(
     """Return the ridge strength with the least leave-one-out error.
 
     The error of every row left out in turn has a closed form, (1 - h_kk)^-1 times the
-    residual, so the whole grid costs one decomposition.
+    residual, and the squares of the residuals follow from products of the rows. So the
+    whole grid costs one decomposition and, a strength, O(n^3) whatever the width.
 
     Parameters
     ----------
     svd : ThinSVD
         Inputs.
     outputs : Tensor of shape (n, d_out)
-        What is regressed on them.
+        What is regressed on them; a rotation of its columns changes nothing.
     grid : tuple of float
         Strengths to try, relative to the mean squared singular value.
 
@@ -81,31 +89,53 @@ def leave_one_out_ridge(
         The best of the grid, relative.
     """
     centred = outputs.double() - outputs.mean(0, dtype=torch.float64)
-    coordinates = svd.u.T @ centred
+    # With C = U^T Y the residual of a strength is (Y - U C) + U (1 - shrink) C: what lies
+    # outside the span of the inputs, and what the shrinking loses within it.
+    products = centred @ (svd.u.T @ centred).T
+    inner = svd.u.T @ products
+    within = svd.u @ inner
+    outside = (centred.square().sum(1) - ((2 * products - within) * svd.u).sum(1)).clamp_min(0)
+    crossing = products - within
+    # Sums of squares over a coarse grid do not need the digits of float64.
+    inner, u = inner.float(), svd.u.float()
     scale = svd.s.square().mean()
     errors = []
     for ridge in grid:
         shrink = svd.s.square() / (svd.s.square() + ridge * scale)
-        residual = centred - svd.u @ (shrink[:, None] * coordinates)
+        lost = 1 - shrink
+        squares = outside + 2 * ((crossing * svd.u) @ lost)
+        squares += (((u * lost.float()) @ inner) * u * lost.float()).sum(1)
         # 1/n: leaving a row out also moves the mean.
         leverage = (svd.u.square() @ shrink + 1 / len(centred)).clamp_max(1 - 1e-9)
-        errors.append((residual / (1 - leverage)[:, None]).square().sum())
+        errors.append((squares / (1 - leverage).square()).sum())
     # All at once: every number that is asked for would have the CPU wait for a GPU.
     found = torch.stack(errors).tolist()
     return grid[found.index(min(found))]
+
+
+def ridge_coefficients(svd: ThinSVD, outputs: torch.Tensor, ridge: float) -> torch.Tensor:
+    """Return the ridge regression on the inputs' principal directions, (rank, d_out), float64."""
+    shrink = svd.s / (svd.s.square() + ridge * svd.s.square().mean())
+    return shrink[:, None] * (svd.u.T @ (outputs.double() - outputs.mean(0, dtype=torch.float64)))
 
 
 def ridge_solution(
     svd: ThinSVD, outputs: torch.Tensor, ridge: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weight and bias of the ridge regression of outputs on the inputs in ``svd``."""
+    coefficients = ridge_coefficients(svd, outputs, ridge)
     mean = outputs.mean(0, dtype=torch.float64)
-    shrink = svd.s / (svd.s.square() + ridge * svd.s.square().mean())
-    weight = svd.v @ (shrink[:, None] * (svd.u.T @ (outputs.double() - mean)))
-    return weight.float(), (mean - svd.mean @ weight).float()
+    # The product with the width squared is the dear one, and its result is float32 anyway.
+    weight = svd.v.float() @ coefficients.float()
+    return weight, (mean - (svd.mean @ svd.v) @ coefficients).float()
 
 
 def ridge_decoder(encoded: torch.Tensor, expert: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weight and bias of the best linear way back from encoded to expert states."""
     svd = thin_svd(encoded)
     return ridge_solution(svd, expert, leave_one_out_ridge(svd, expert))
+
+
+def between_bases(left: ThinSVD, core: torch.Tensor, right: ThinSVD) -> torch.Tensor:
+    """Return V_left core V_right^T, (d_left, d_right), float32."""
+    return (left.v @ core).float() @ right.v.float().T

@@ -1,0 +1,107 @@
+"""What this machine reaches, and where the time of a whole fit goes.
+
+The reach: products of square matrices in float32 and float64, and of one row with a large
+matrix, which is what writing one token is. The fit: from the names of two small models to a
+pack, with the time of each step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+from unittest import mock
+
+import torch
+from timing import OURS, Case, main
+
+from expertsteer import ExpertSteer, load_examples
+from expertsteer import pipeline as steps
+from expertsteer.alignment import Alignment
+from expertsteer.data.shipped import shipped_file
+
+TARGET, EXPERT = "gemma-3-270m", "smollm2-135m-instruct"
+# What the page calls a step, and the function of the pipeline.
+STEPS = {
+    "load the models": (steps, "load_model"),
+    "collect states": (steps, "collect_states"),
+    "mutual information": (steps, "mutual_information_table"),
+    "alignment": (Alignment, "fit"),
+    "directions": (steps, "fit_direction"),
+    "choose pairs by the target's preference": (steps, "choose_by_preference"),
+}
+
+
+def reach(n: int) -> Mapping[str, Callable[[], Any]]:
+    row, matrix = torch.ones(1, 4 * n), torch.ones(4 * n, 4 * n)
+    single, double = torch.ones(n, n), torch.ones(n, n, dtype=torch.float64)
+    return {
+        "float32": lambda: single @ single,
+        "float64": lambda: double @ double,
+        "weights": lambda: row @ matrix,
+    }
+
+
+def profiled_fit(n: int | None) -> dict[str, float]:
+    """Return the seconds of every step, and of what is left."""
+    spent: defaultdict[str, float] = defaultdict(float)
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[name] += time.perf_counter() - begun
+
+        return run
+
+    examples = load_examples(shipped_file("sentiment.jsonl"))
+    if n is not None:
+        examples = examples.subset(range(n))
+    begun = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        for name, (home, attribute) in STEPS.items():
+            wrapped = timed(name, getattr(home, attribute))
+            stack.enter_context(mock.patch.object(home, attribute, wrapped))
+        ExpertSteer().fit(TARGET, EXPERT, examples, progress=False)
+    whole = time.perf_counter() - begun
+    return dict(spent) | {"rest": whole - sum(spent.values())}
+
+
+def compare(returned: dict[str, Any]) -> dict[str, float]:
+    return {f"seconds of {name}": taken for name, taken in returned[OURS].items()}
+
+
+def cases(quick: bool) -> list[Case]:
+    n = 256 if quick else 2048
+    return [
+        Case(
+            name="reach",
+            title="What the machine reaches",
+            sizes={"n": n},
+            prepare=functools.partial(reach, n),
+            helpers=("float32", "float64", "weights"),
+            memory=False,
+            work={
+                "float32": ("float32", 2.0 * n**3),
+                "float64": ("float64", 2.0 * n**3),
+                "weights": ("weights", 4.0 * (4 * n) ** 2),
+            },
+        ),
+        Case(
+            name="fit",
+            title="A whole fit, from the models' names to the pack",
+            sizes={"target": TARGET, "expert": EXPERT, "texts": 40 if quick else "all shipped"},
+            prepare=lambda: {OURS: functools.partial(profiled_fit, 40 if quick else None)},
+            compare=compare,
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    main(__file__, __doc__, cases)

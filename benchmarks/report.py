@@ -1,0 +1,296 @@
+"""The tables and pictures of docs/performance.md, from the files of results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+# In the order of the page.
+ORDER = (
+    "collecting",
+    "collecting_memory",
+    "recursive_feature_machine",
+    "mutual_information",
+    "alignment",
+    "whole_fit",
+    "generation",
+    "multiple_choice",
+    "start_up",
+)
+OURS = "expertsteer"
+NOTHING = "There are no results yet; `make bench` makes them."
+
+
+def load_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """Return the results there are, by benchmark."""
+    return {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*.json"))
+    }
+
+
+def tables(results: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return the page's tables by the names of their places."""
+    return {
+        "goals": _goals(results),
+        "times": _times(results),
+        "bound": _bound(results),
+        "profile": _profile(results),
+        "half-precision": _half_precision(results),
+        "pictures": _pictures(results),
+        "machine": _machines(results),
+    }
+
+
+def _cases(results: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for name in ORDER:
+        yield from results.get(name, {}).get("cases", {}).values()
+
+
+def _goals(results: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        [case["title"], _figure_name(goal["figure"]), _bound_of(goal), _value(case, goal)]
+        for case in _cases(results)
+        for goal in case["goals"]
+    ]
+    return _table(["work", "figure", "goal", "median (range)"], rows, "lllr")
+
+
+def _value(case: dict[str, Any], goal: dict[str, Any]) -> str:
+    found = case["figures"].get(goal["figure"])
+    if found is None:
+        return "not measured"
+    shown = _with_range(found)
+    return shown if goal["reached"] else f"{shown}, missed"
+
+
+def _times(results: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for case in _cases(results):
+        sizes = ", ".join(f"{key} {_plain(value)}" for key, value in case["sizes"].items())
+        title = f"{case['title']} ({sizes})" if sizes else case["title"]
+        for way in case["ways"]:
+            seconds = case["figures"][f"seconds {way}"]
+            factor = case["scale"].get(way)
+            peak = case["figures"].get(f"peak_mib {way}")
+            rows.append(
+                [
+                    title if way == case["ways"][0] else "",
+                    way if factor is None else f"{way} (a share, × {factor:g})",
+                    _with_range(seconds),
+                    str(seconds["rounds"]),
+                    "–" if peak is None else f"{peak['median']:,.0f}",
+                ]
+            )
+    return _table(["work", "way", "seconds, median (range)", "rounds", "peak MiB"], rows, "llrrr")
+
+
+def _bound(results: dict[str, dict[str, Any]]) -> str:
+    reach = results.get("bound", {}).get("cases", {}).get("reach")
+    if reach is None:
+        return NOTHING
+    rates = {kind: reach["figures"][f"giga a second {kind}"]["median"] for kind in reach["work"]}
+    rows = [
+        ["reach", _KINDS[kind], f"{amount / 1e9:,.1f}", f"{rates[kind]:,.1f}", "100 %"]
+        for kind, (_, amount) in reach["work"].items()
+    ]
+    for case in _cases(results):
+        for way, (kind, amount) in case["work"].items():
+            rate = case["figures"][f"giga a second {way}"]["median"]
+            rows.append(
+                [
+                    f"{case['title']}, {way}",
+                    _KINDS[kind],
+                    f"{amount / 1e9:,.1f}",
+                    f"{rate:,.1f}",
+                    f"{rate / rates[kind]:.0%}".replace("%", " %"),
+                ]
+            )
+    head = ["work", "counted", "giga", "giga a second", "of the reach"]
+    return _table(head, rows, "llrrr")
+
+
+_KINDS = {
+    "float32": "operations in float32",
+    "float64": "operations in float64",
+    "weights": "bytes of weights read",
+}
+
+
+def _profile(results: dict[str, dict[str, Any]]) -> str:
+    case = results.get("bound", {}).get("cases", {}).get("fit")
+    if case is None:
+        return NOTHING
+    prefix = "seconds of "
+    spent = {
+        name.removeprefix(prefix): found["median"]
+        for name, found in case["figures"].items()
+        if name.startswith(prefix)
+    }
+    whole = sum(spent.values())
+    rows = [
+        [step, f"{taken:,.2f}", f"{taken / whole:.0%}".replace("%", " %")]
+        for step, taken in sorted(spent.items(), key=lambda item: -item[1])
+    ]
+    return _table(["step", "seconds", "share"], rows, "lrr")
+
+
+def _half_precision(results: dict[str, dict[str, Any]]) -> str:
+    cases = results.get("half_precision", {}).get("cases", {})
+    names = ("median relative difference of a state", "least cosine of a direction")
+    rows = []
+    for case in cases.values():
+        figures = case["figures"]
+        seconds = [_with_range(figures[f"seconds {way}"]) for way in case["ways"]]
+        measured = [f"{figures[name]['median']:.4g}" for name in names]
+        rows.append([case["title"], *measured, *seconds])
+    return _table(["work", *names, "seconds, float32", "bfloat16"], rows, "lrrrr")
+
+
+def _machines(results: dict[str, dict[str, Any]]) -> str:
+    lines = []
+    for found in results.values():
+        machine = found["machine"]
+        used = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+        threads = found["threads"]
+        line = (
+            f"{machine['processor']} ({machine['instructions']}), {machine['cores']} cores, "
+            f"{machine['memory_gib']} GiB, "
+            f"{', '.join(machine['accelerators']) or 'no accelerator'}, {machine['system']}; "
+            f"{threads} thread{'s' if threads > 1 else ''}; {used}"
+            f"{'; small sizes, only to check' if found['quick'] else ''}."
+        )
+        if line not in lines:
+            lines.append(line)
+    return "\n\n".join(lines) or NOTHING
+
+
+# Cells -------------------------------------------------------------------------------
+
+
+def _table(head: list[str], rows: list[list[str]], alignment: str) -> str:
+    if not rows:
+        return NOTHING
+    rules = ["--:" if side == "r" else "---" for side in alignment]
+    lines = [head, rules, *[[cell.replace("|", "\\|") for cell in row] for row in rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _figure_name(figure: str) -> str:
+    kind, _, rest = figure.partition(" ")
+    if kind == "ratio":
+        above, below = rest.split(" / ")
+        above = "fastest peer" if above == "best" else above
+        return f"time of {above} over {below}"
+    units = {"seconds": "seconds", "peak_mib": "peak MiB", "more_mib": "MiB beyond model and texts"}
+    return f"{units[kind]}, {rest}" if kind in units else figure
+
+
+def _bound_of(goal: dict[str, Any]) -> str:
+    if goal["at_least"] is not None:
+        return f"≥ {_number(goal['at_least'])}"
+    return f"≤ {_number(goal['at_most'])}"
+
+
+def _with_range(found: dict[str, Any]) -> str:
+    if "range" not in found:
+        return _number(found["median"])
+    low, high = found["range"]
+    return f"{_number(found['median'])} ({_number(low)} to {_number(high)})"
+
+
+def _number(value: float) -> str:
+    if value == 0 or 0.01 <= abs(value) < 1000:
+        return f"{value:.3g}" if not 0.9 < abs(value) < 1.1 else f"{value:.3f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1e}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return " and ".join(map(_plain, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+# Pictures ----------------------------------------------------------------------------
+
+_TIMES = "performance-times.svg"
+_MEMORY = "performance-memory.svg"
+
+
+def _bars(results: dict[str, dict[str, Any]]) -> list[tuple[str, str, dict[str, Any]]]:
+    return [
+        (case["title"], way, case["figures"][f"ratio {way} / {OURS}"])
+        for case in _cases(results)
+        for way in case["ways"]
+        if f"ratio {way} / {OURS}" in case["figures"] and way not in case["helpers"]
+    ]
+
+
+def _pictures(results: dict[str, dict[str, Any]]) -> str:
+    shown = []
+    if _bars(results):
+        shown.append(f"![Time of every peer over this package's](images/{_TIMES})")
+    if "collecting_memory" in results:
+        shown.append(f"![Memory of collecting by the number of texts](images/{_MEMORY})")
+    return "\n\n".join(shown) or NOTHING
+
+
+def draw(results: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
+    """Draw every way's time relative to ours, and the memory of collecting.
+
+    Returns
+    -------
+    list of Path
+        The pictures drawn; none where there are no results for them.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    drawn = []
+    bars = _bars(results)
+    memory = list(results.get("collecting_memory", {}).get("cases", {}).values())
+    # The same file from the same results.
+    with mpl.rc_context({"svg.hashsalt": "performance", "svg.fonttype": "none"}):
+        if bars:
+            figure = Figure(figsize=(9, 0.3 * len(bars) + 1), layout="constrained")
+            axes = figure.subplots()
+            middle = [found["median"] for *_, found in bars]
+            spread = [
+                [found["median"] - found["range"][0] for *_, found in bars],
+                [found["range"][1] - found["median"] for *_, found in bars],
+            ]
+            axes.barh(range(len(bars)), middle, xerr=spread, color="#4c72b0")
+            labels = [f"{title.replace('`', '')}: {way}" for title, way, _ in bars]
+            axes.set_yticks(range(len(bars)), labels)
+            axes.invert_yaxis()
+            axes.set_xscale("log")
+            axes.axvline(1, color="black", linewidth=1)
+            axes.set_xlabel("time over this package's (median and range over the rounds)")
+            drawn.append(_save(figure, folder / _TIMES))
+        if memory:
+            figure = Figure(figsize=(6, 4), layout="constrained")
+            axes = figure.subplots()
+            texts = [case["sizes"]["texts"] for case in memory]
+            for label, values in (
+                (
+                    "taken by collecting",
+                    [c["figures"][f"more_mib {OURS}"]["median"] for c in memory],
+                ),
+                ("the states themselves", [c["sizes"]["states (MiB)"] for c in memory]),
+            ):
+                axes.plot(texts, values, marker="o", label=label)
+            axes.set_xscale("log")
+            axes.set_xlabel("texts")
+            axes.set_ylabel("MiB")
+            axes.legend()
+            drawn.append(_save(figure, folder / _MEMORY))
+    return drawn
+
+
+def _save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    return path

@@ -1,0 +1,56 @@
+"""Time until the command line has answered: ``--help``, and ``inspect`` of a pack."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import OURS, Case, Goal, main
+
+from expertsteer import SteeringPack
+from expertsteer.models import ModelDescription
+
+PYTHON = "python alone"
+
+
+def pack_file() -> Path:
+    model = ModelDescription("a model", None, "llama", 32, 4096, 128_000, "0" * 16)
+    pack = SteeringPack({15: torch.ones(4096) / 64}, {15: 10.0}, model)
+    with tempfile.NamedTemporaryFile(suffix=".safetensors", delete=False) as file:
+        return pack.save(file.name)
+
+
+def run(*arguments: str | Path) -> None:
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+
+
+def prepare(command: str) -> Mapping[str, Callable[[], Any]]:
+    arguments: list[str | Path] = ["-m", "expertsteer", command]
+    if command == "inspect":
+        arguments.append(pack_file())
+    return {OURS: partial(run, *arguments), PYTHON: partial(run, "-c", "pass")}
+
+
+def cases(quick: bool) -> list[Case]:
+    return [
+        Case(
+            name=command,
+            title=f"`expertsteer {command}`",
+            sizes={},
+            prepare=partial(prepare, command),
+            goals=(Goal(f"seconds {OURS}", at_most=0.5),),
+            helpers=(PYTHON,),
+            memory=False,
+        )
+        for command in ("--help", "inspect")
+    ]
+
+
+if __name__ == "__main__":
+    main(__file__, __doc__, cases)

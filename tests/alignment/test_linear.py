@@ -1,0 +1,74 @@
+"""The closed forms behind the alignments, against what they stand for."""
+
+import pytest
+import torch
+
+from expertsteer.alignment.linear import (
+    between_bases,
+    leave_one_out_ridge,
+    ridge_solution,
+    thin_svd,
+)
+
+
+def regression(n, d_in, d_out, noise, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(n, d_in, generator=generator)
+    weight = torch.randn(d_in, d_out, generator=generator)
+    return inputs, inputs @ weight + noise * torch.randn(n, d_out, generator=generator)
+
+
+def error_without_each(inputs, outputs, strength):
+    total = 0.0
+    for row in range(len(inputs)):
+        others = torch.arange(len(inputs)) != row
+        x, y = inputs[others].double(), outputs[others].double()
+        centred = x - x.mean(0)
+        gram = centred.T @ centred
+        gram.diagonal().add_(strength)
+        weight = torch.linalg.solve(gram, centred.T @ (y - y.mean(0)))
+        found = (inputs[row].double() - x.mean(0)) @ weight + y.mean(0)
+        total += float((found - outputs[row]).square().sum())
+    return total
+
+
+@pytest.mark.parametrize(
+    ("n", "d_in", "d_out", "noise"),
+    [(40, 8, 5, 0.0), (40, 8, 60, 3.0), (20, 50, 7, 0.5), (20, 50, 90, 40.0)],
+)
+def test_the_strength_chosen_is_best_when_each_row_is_left_out(n, d_in, d_out, noise):
+    inputs, outputs = regression(n, d_in, d_out, noise)
+    svd = thin_svd(inputs)
+    grid = (1e-4, 1e-2, 1.0, 100.0)
+    # The strengths are relative to the singular values of all rows, in both.
+    scale = float(svd.s.square().mean())
+    errors = {ridge: error_without_each(inputs, outputs, ridge * scale) for ridge in grid}
+    assert leave_one_out_ridge(svd, outputs, grid) == min(grid, key=errors.__getitem__)
+
+
+def test_a_rotation_of_the_outputs_changes_no_choice():
+    inputs, outputs = regression(30, 10, 12, 2.0)
+    rotated = outputs @ torch.linalg.qr(torch.randn(12, 12))[0]
+    svd = thin_svd(inputs)
+    assert leave_one_out_ridge(svd, outputs) == leave_one_out_ridge(svd, rotated)
+
+
+def test_ridge_solution_solves_the_normal_equations():
+    inputs, outputs = regression(30, 50, 12, 1.0)
+    svd = thin_svd(inputs)
+    weight, bias = ridge_solution(svd, outputs, 0.1)
+    centred = (inputs - inputs.mean(0)).double()
+    gram = centred.T @ centred
+    gram.diagonal().add_(0.1 * svd.s.square().mean())
+    expected = torch.linalg.solve(gram, centred.T @ (outputs - outputs.mean(0)).double())
+    torch.testing.assert_close(weight.double(), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        bias, outputs.mean(0) - inputs.mean(0) @ weight, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_between_bases_carries_principal_coordinates():
+    x, y = (thin_svd(regression(20, d, 3, 0.1)[0]) for d in (30, 40))
+    core = torch.randn(len(x.s), len(y.s), dtype=torch.float64)
+    expected = (x.v @ core @ y.v.T).float()
+    torch.testing.assert_close(between_bases(x, core, y), expected, atol=1e-5, rtol=1e-4)

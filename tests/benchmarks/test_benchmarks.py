@@ -1,0 +1,134 @@
+"""The harness of the benchmarks, and the page made from what it writes."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "benchmarks"
+
+
+def module(name):
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = loaded  # dataclasses look their module up
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+timing = module("timing")
+report = module("report")
+
+BENCHMARK = '''
+"""Two ways to wait."""
+import sys, time
+sys.path.insert(0, {folder!r})
+from timing import OURS, Case, Goal, main
+
+def prepare():
+    with open("calls.txt", "a") as file:
+        file.write("prepared\\n")
+    return {{OURS: lambda: wait(0.01, 1), "peer": lambda: wait(0.04, 2)}}
+
+def wait(seconds, which):
+    held = bytearray(64 << 20) if which == 2 else None
+    time.sleep(seconds)
+    return which
+
+def cases(quick):
+    return [
+        Case(name, f"Wait {{name}}", {{"quick": quick}}, prepare, (
+            Goal(f"ratio peer / {{OURS}}", at_least=1.5), Goal("sum", at_most=2)),
+            compare=lambda found: {{"sum": sum(found.values())}}, scale={{"peer": 2.0}},
+            work={{OURS: ("float32", 1e9)}}, memory=name == "long")
+        for name in ("short", "long")
+    ]
+
+main(__file__, __doc__, cases)
+'''
+
+
+def test_ways_take_turns_in_changing_order():
+    calls = []
+    ways = {name: lambda name=name: calls.append(name) for name in "abc"}
+    seconds, _ = timing.take_turns(ways, 3, {"c": 1})
+    # The first turn is not timed.
+    assert "".join(calls) == "ba" + "abc" + "ba" + "ab"
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3, "c": 1}
+
+
+def test_ratios_are_taken_round_by_round():
+    figures = timing.figures_of({"expertsteer": [1.0, 2.0], "x": [4.0, 8.0], "y": [9.0, 6.0]}, "xy")
+    assert figures["ratio x / expertsteer"] == {"median": 4.0, "range": [4.0, 4.0], "rounds": 2}
+    assert figures["ratio best / expertsteer"]["range"] == [3.0, 4.0]
+    assert figures["ratio expertsteer / x"]["median"] == 0.25
+    assert figures["seconds y"]["median"] == 7.5
+
+
+@pytest.mark.parametrize(
+    ("value", "reached"), [(19.9, False), (20.0, True), (30.0, True), (31.0, False), (None, False)]
+)
+def test_goals(value, reached):
+    assert timing.Goal("x", at_least=20, at_most=30).reached_by(value) is reached
+
+
+@pytest.fixture
+def run(tmp_path):
+    path = tmp_path / "waiting.py"
+    path.write_text(BENCHMARK.format(folder=str(FOLDER)), encoding="utf-8")
+
+    def run(*options):
+        command = [sys.executable, path, "--threads", "1", "--rounds", "2", *options]
+        return subprocess.run(
+            [*command, "--output", tmp_path], capture_output=True, text=True, cwd=tmp_path
+        )
+
+    return run
+
+
+def test_a_benchmark_measures_goes_on_and_is_shown(run, tmp_path):
+    # One case first, as if interrupted: the other goes on from there.
+    done = run("--case", "short")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "waiting.json"
+    first = json.loads(path.read_text())["cases"]
+    assert list(first) == ["short"]
+    assert run().returncode == 0
+    results = json.loads(path.read_text())
+    assert results["cases"]["short"] == first["short"]
+    case = results["cases"]["long"]
+    assert [goal["reached"] for goal in case["goals"]] == [True, False]
+    figures = case["figures"]
+    assert figures["sum"]["median"] == 3
+    # A share of the work is timed and multiplied.
+    assert figures["seconds peer"]["median"] > 0.08
+    assert figures["giga a second expertsteer"]["median"] < 100
+    # Each way runs alone for its memory, and only one of them takes 64 MiB.
+    assert figures["more_mib peer"]["median"] > 50
+    assert figures["more_mib expertsteer"]["median"] < 50
+    # Prepared once a case for the times, and once a way for the memory of the second.
+    assert len((tmp_path / "calls.txt").read_text().splitlines()) == 2 + 2
+
+    report_of = {"start_up": results}
+    tables = report.tables(report_of)
+    assert re.search(r"\| Wait long \| sum \| ≤ 2 \| 3, missed \|", tables["goals"])
+    assert "peer (a share, × 2)" in tables["times"]
+    (picture,) = report.draw(report_of, tmp_path)
+    assert "Wait long: peer" in picture.read_text()
+
+
+def test_results_of_other_threads_are_not_mixed(run, tmp_path):
+    path = tmp_path / "waiting.json"
+    path.write_text(json.dumps({"threads": 64, "cases": {}}))
+    refused = run()
+    assert refused.returncode != 0
+    assert "--again" in refused.stderr
+
+
+def test_the_page_says_so_where_there_are_no_results():
+    assert set(report.tables({}).values()) == {report.NOTHING}
