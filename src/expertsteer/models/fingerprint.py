@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +13,13 @@ from transformers import PreTrainedModel
 from expertsteer.errors import ModelError
 from expertsteer.models.blocks import find_blocks, residual_width
 
-__all__ = ["ModelDescription", "describe_model", "explain_mismatch", "weights_fingerprint"]
+__all__ = [
+    "ModelDescription",
+    "describe_model",
+    "explain_mismatch",
+    "parameters_fingerprint",
+    "weights_fingerprint",
+]
 
 _SAMPLES_A_PARAMETER = 32
 # float16 holds smaller values with fewer digits than bfloat16.
@@ -73,9 +80,30 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     -----
     Source: this project.
     """
+    return parameters_fingerprint(model.named_parameters())
+
+
+def parameters_fingerprint(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Return the fingerprint of named parameters, see `weights_fingerprint`.
+
+    Parameters
+    ----------
+    parameters : iterable of (str, Tensor)
+        In any order. A tensor that lies in a mapped file is read only where it is sampled.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+
+    Raises
+    ------
+    ModelError
+        If a parameter has no values in memory.
+    """
     digest = hashlib.sha256()
     with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
+        for name, parameter in sorted(parameters, key=lambda named: named[0]):
             if parameter.device.type == "meta":
                 raise ModelError(
                     f"Got parameter {name!r} offloaded from memory, but expected all weights to be "
