@@ -42,7 +42,8 @@ def find_layers(model: nn.Module, n_layers: int) -> nn.ModuleList:
         If there is not exactly one outermost list of that length.
     """
     # Of several modalities, the text model's.
-    decoder = model.get_language_model() if hasattr(model, "get_language_model") else model
+    text_model: Any = getattr(model, "get_language_model", lambda: model)
+    decoder: nn.Module = text_model()
     found: dict[str, nn.ModuleList] = {}
     for name, module in decoder.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)

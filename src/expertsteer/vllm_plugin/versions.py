@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import vllm
-
 from expertsteer.errors import ParameterError
 
 __all__ = ["check_version", "is_supported"]
@@ -14,6 +12,8 @@ _SUPPORTED = ("0.32.",)
 
 def is_supported() -> bool:
     """Return whether the installed vLLM is a version the plugin was tested with."""
+    import vllm
+
     return vllm.__version__.startswith(_SUPPORTED)
 
 
@@ -25,6 +25,8 @@ def check_version() -> None:
     ParameterError
         Naming the version found and those expected.
     """
+    import vllm
+
     if not is_supported():
         expected = " or ".join(f"{version}x" for version in _SUPPORTED)
         raise ParameterError(
