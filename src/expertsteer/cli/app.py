@@ -18,6 +18,7 @@ from expertsteer.cli.evaluate import evaluate
 from expertsteer.cli.fit import fit
 from expertsteer.cli.generate import generate
 from expertsteer.cli.inspect import inspect
+from expertsteer.cli.serve import serve
 from expertsteer.cli.show import print_error, say, warnings_as_messages
 from expertsteer.cli.study import study
 from expertsteer.cli.transfer import transfer
@@ -43,7 +44,7 @@ app = typer.Typer(
 )
 
 _COMMANDS = (
-    *(fit, calibrate, generate, chat, compare, evaluate, study),
+    *(fit, calibrate, generate, chat, serve, compare, evaluate, study),
     *(inspect, collect, align, transfer, demo),
 )
 for command in _COMMANDS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,6 +13,8 @@ __all__ = ["SteeringRequest", "explain_invalid", "read_steering"]
 
 # How much of what a client sent goes back in a message.
 _LONGEST_QUOTE = 100
+# How pydantic names the alternatives of a field in an error's place.
+_UNION_MEMBER = re.compile(r"str|list\[.*\]")
 
 
 class SteeringRequest(BaseModel):
@@ -95,12 +98,18 @@ def explain_invalid(error: ValidationError, model: type[BaseModel], where: str =
     first = error.errors(include_url=False, include_context=False)[0]
     place = where
     for part in first["loc"]:
-        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif not _UNION_MEMBER.fullmatch(part):
+            place += f".{part}" if place else part
     if first["type"] == "extra_forbidden":
-        fields = ", ".join(model.model_fields)
-        return f"Got the unknown field {place}, but expected some of {fields}."
+        at_the_top = len(first["loc"]) == 1
+        fields = f", but expected some of {', '.join(model.model_fields)}" if at_the_top else ""
+        return f"Got the unknown field {place}{fields}."
     if first["type"] == "missing":
         return f"Got no {place}, but expected one."
+    if first["type"] == "json_invalid":
+        return f"Got {first['msg'][0].lower()}{first['msg'][1:]}."
     reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should ")
     given = f"{place}={_quote(first['input'])}" if place else _quote(first["input"])
     return f"Got {given}, but it should {reason}."
