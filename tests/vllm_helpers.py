@@ -30,7 +30,7 @@ def save_pack(target: LanguageModel, path: Path, layers: tuple[int, ...], seed: 
     """Write a pack of random directions that changes what the target says."""
     pack = SteeringPack(
         vectors=random_vectors(layers, target.description.width, seed),
-        mean_residual_norms={layer: 20.0 + layer for layer in layers},
+        mean_residual_norms={layer: 60.0 + layer for layer in layers},
         target=target.description,
         strength=0.4,
     )
