@@ -113,12 +113,14 @@ def check_same(output: Any, expected: Answer) -> None:
 
 
 @contextlib.contextmanager
-def running(model: str, packs: dict[str, str] | None, **options: Any) -> Iterator[Any]:
+def running(
+    model: str, packs: dict[str, str] | None, *, force: bool = False, **options: Any
+) -> Iterator[Any]:
     """Run an engine in this process."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    settings: Any = {"expertsteer": {"packs": packs}} if packs else {}
+    settings: Any = {"expertsteer": {"packs": packs, "force": force}} if packs else {}
     engine = {
         "dtype": "float32",
         "enforce_eager": True,

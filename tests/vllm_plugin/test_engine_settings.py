@@ -148,7 +148,8 @@ def check_small_model(model, folder, packs, **options):
     ],
 )  # fmt: skip
 def test_families(small, family):
-    check_small_model(*small(family))
+    # Its tensors are renamed, so that the checkpoint cannot be compared with the pack.
+    check_small_model(*small(family), force=family == "gpt_neox")
 
 
 @pytest.mark.parametrize("parallel", ["tensor_parallel_size", "pipeline_parallel_size"])

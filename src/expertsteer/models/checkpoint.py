@@ -41,8 +41,9 @@ def describe_checkpoint(folder: str | Path, name: str | None = None) -> ModelDes
     ------
     ModelError
         If the folder is no such checkpoint, if transformers does not know the
-        architecture, or if the files hold other tensors than it has parameters, as
-        those of quantised checkpoints.
+        architecture, or if the files do not hold every parameter under its name: those
+        of quantised checkpoints, and of families whose tensors transformers renames or
+        joins while it loads them.
 
     Notes
     -----
@@ -96,7 +97,8 @@ def _stored_parameters(
         if stored is None:
             raise ModelError(
                 f"Got {folder} without the tensor {name!r}, but expected every parameter of the "
-                "model. Quantised checkpoints cannot be compared with the model they came from."
+                "model under its name. A checkpoint that is quantised, or whose tensors "
+                "transformers renames, cannot be described without loading it."
             )
         with safe_open(files[stored], framework="pt") as file:
             tensor = file.get_tensor(stored)
