@@ -81,14 +81,14 @@ def params_of(steering: Any = None, max_tokens: int = MOST_TOKENS, **others: Any
     from vllm import SamplingParams
 
     # As transformers' min_new_tokens: the end of the text does not come early.
-    return SamplingParams(
-        temperature=0,
-        max_tokens=max_tokens,
-        min_tokens=max_tokens,
-        logprobs=1,
-        extra_args={"steering": steering} if steering is not None else None,
-        **others,
-    )
+    settings = {
+        "temperature": 0,
+        "max_tokens": max_tokens,
+        "min_tokens": max_tokens,
+        "logprobs": 1,
+        "extra_args": {"steering": steering} if steering is not None else None,
+    }
+    return SamplingParams(**(settings | others))
 
 
 def ask(llm: Any, prompts: list[list[int]], steerings: list[Any], **others: Any) -> list[Any]:
