@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
@@ -295,6 +297,9 @@ def test_algebra_leaves_the_original_alone():
 # The hub --------------------------------------------------------------------------------
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
 class FolderHub:
     """A hub that is a folder; it takes the place of huggingface_hub's client."""
 
@@ -320,7 +325,12 @@ class FolderHub:
         path = self.root / repo_id / filename
         if not path.exists():
             raise LocalEntryNotFoundError("Cannot find the file\non the hub.")
-        return str(path)
+        # As the real cache: a link in a folder named after the commit.
+        cached = self.root / "cache" / "snapshots" / COMMIT / filename
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        cached.unlink(missing_ok=True)
+        cached.symlink_to(path)
+        return str(cached)
 
 
 @pytest.fixture
@@ -345,7 +355,57 @@ def test_to_the_hub_and_back(hub):
     back = SteeringPack.from_hub("owner/happy", revision="v1", token="secret")
     assert hub.calls[-1] == ("download", "v1", "secret")
     assert torch.equal(back.vectors[2], pack.vectors[2])
-    assert back.summary() == pack.summary()
+    source = {"repo_id": "owner/happy", "revision": "v1", "commit": COMMIT}
+    assert back.provenance == pack.provenance | {"hub": source}
+    assert dataclasses.replace(back, provenance=pack.provenance).summary() == pack.summary()
+
+
+def evaluation(pack, folder, **fields):
+    """Write the summary of an evaluation of a pack."""
+    found = {"mean": 0.5, "interval": [0.4, 0.6], "change": 0.125, "change_interval": [0.0, 0.25]}
+    summary = {
+        "measurements": {"0.0": {"accuracy": found}, "0.2": {"accuracy": found}},
+        "perplexity": {"0.0": 20.0, "0.2": 25.0},
+        "divergence": {"0.0": 0.0, "0.2": 0.03125},
+        "n_questions": 40,
+        "provenance": {
+            "pack": pack.summary() if pack else None,
+            "task": {"kind": "multiple choice", "data": "arc_easy"},
+            "settings": {"positions": "all"},
+        },
+    }
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps(summary | fields))
+    return folder
+
+
+def test_evaluations_go_on_the_card(hub, tmp_path):
+    pack = rich()
+    # Calibrated to another strength, the vectors are the same.
+    folder = evaluation(dataclasses.replace(pack, strength=0.9), tmp_path / "arc")
+    found = {"mean": 0.5, "interval": [0.4, 0.6], "change": 0.1, "change_interval": [0.0, 0.2]}
+    task = {"measurements": {"0.2": {"acc": found}}, "n_questions": 7}
+    harness = evaluation(pack, tmp_path / "harness", tasks={"piqa": task}, perplexity={})
+    pack.push_to_hub("owner/happy", evaluations=[folder, harness])
+    card = (hub.root / "owner/happy/README.md").read_text(encoding="utf-8")
+    assert "| arc_easy (40 items) | 0 | accuracy | 0.500 (0.400 to 0.600) |  |" in card
+    changed = "0.500 (0.400 to 0.600) | +0.125 (+0.000 to +0.250)"
+    assert f"| arc_easy (40 items) | 0.2 | accuracy | {changed} |" in card
+    assert "| piqa (lm-eval, 7 items) | 0.2 | acc |" in card
+    assert "| 0.2 | 25.0 | 1.25 | 0.0312 |" in card
+    assert "Strengths other than 0.2, and positions other than all." in card
+    assert "No evaluation" not in card
+    assert "No damage measured" not in card
+
+
+@pytest.mark.parametrize("other", [None, make(layers=(1,))])
+def test_an_evaluation_of_another_pack_is_refused_before_anything_is_uploaded(hub, tmp_path, other):
+    folder = evaluation(other, tmp_path / "arc")
+    with pytest.raises(PackError, match="expected an evaluation of this pack"):
+        rich().push_to_hub("owner/happy", evaluations=[folder])
+    with pytest.raises(PackError, match="expected a folder that expertsteer evaluate has finished"):
+        rich().push_to_hub("owner/happy", evaluations=[tmp_path / "none"])
+    assert hub.calls == []
 
 
 def test_a_pack_that_is_not_on_the_hub(hub):
@@ -385,6 +445,30 @@ def test_the_card_names_no_local_folder_as_base_model(tmp_path):
         target = dataclasses.replace(make().target, name=name)
         card = pack_card(dataclasses.replace(make(), target=target), "owner/happy")
         assert "base_model" not in _header(card)
+
+
+def test_the_card_says_what_was_not_tested():
+    card = pack_card(rich(), "owner/happy")
+    assert "No evaluation" in card
+    assert "No damage measured" in card
+    assert "Not calibrated: its strength 0.07 is a default" in card
+    assert "Other languages" in card
+    chosen = {"chosen": {"strength": 0.07}, "damage": "perplexity", "budget": 1.2}
+    calibrated = dataclasses.replace(rich(), provenance={"calibration": chosen})
+    card = pack_card(calibrated, "owner/happy")
+    assert "Strengths beyond the calibrated 0.07: that one is within a perplexity budget" in card
+    failed = dataclasses.replace(
+        rich(), strength=0.0, provenance={"calibration": chosen | {"chosen": None}}
+    )
+    card = pack_card(failed, "owner/happy")
+    assert "any strength is beyond what was calibrated" in card
+
+
+def test_the_header_is_the_hubs():
+    card = ModelCard(pack_card(rich(), "owner/happy"))
+    assert card.data.base_model == "owner/target"
+    assert card.data.library_name == "expertsteer"
+    assert "steering-vectors" in card.data.tags
 
 
 def test_the_code_on_the_card_runs(hub):

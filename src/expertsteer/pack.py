@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -367,6 +367,7 @@ class SteeringPack:
         self,
         repo_id: str,
         *,
+        evaluations: Sequence[str | Path] = (),
         private: bool | None = None,
         token: str | None = None,
         commit_message: str = "Upload steering pack",
@@ -377,6 +378,9 @@ class SteeringPack:
         ----------
         repo_id : str
             "owner/name"; made if missing.
+        evaluations : sequence of str or Path
+            Folders that ``expertsteer evaluate`` has written for this pack; their tables
+            go on the card.
         private, token, commit_message
             Passed to huggingface_hub.
 
@@ -384,16 +388,22 @@ class SteeringPack:
         -------
         str
             Address of the commit.
+
+        Raises
+        ------
+        PackError
+            If an evaluation is unreadable or of another pack, before anything is uploaded.
         """
         from huggingface_hub import HfApi
 
-        from expertsteer.card import pack_card
+        from expertsteer.card import pack_card, read_evaluation
 
+        card = pack_card(self, repo_id, [read_evaluation(folder, self) for folder in evaluations])
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             self.save(Path(folder) / _HUB_FILE)
-            (Path(folder) / "README.md").write_text(pack_card(self, repo_id), encoding="utf-8")
+            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
             commit = api.upload_folder(
                 repo_id=repo_id, folder_path=folder, commit_message=commit_message
             )
@@ -410,7 +420,8 @@ class SteeringPack:
         repo_id : str
             "owner/name".
         revision : str, optional
-            Branch, tag or commit; name a commit to be sure of what you get.
+            Branch, tag or commit; name a commit to be sure of what you get. The commit it
+            stood for is kept in the pack's provenance, under "hub".
         token : str, optional
 
         Returns
@@ -430,7 +441,12 @@ class SteeringPack:
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             reason = " ".join(str(error).split())
             raise PackError(f"Cannot get a steering pack from {repo_id!r}: {reason}") from error
-        return cls.load(path)
+        # The hub's cache keeps every file in a folder named after its commit, and finds it
+        # again without the network.
+        commit = Path(path).parent.name
+        pack = cls.load(path)
+        source = {"repo_id": repo_id, "revision": revision, "commit": commit}
+        return dataclasses.replace(pack, provenance=pack.provenance | {"hub": source})
 
 
 def encoders_from(

@@ -1,140 +1,42 @@
-"""A tiny model and packs on disk, and the real server on them in a process of its own."""
+"""A tiny model and packs on disk, and servers on them."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import openai
 import pytest
-from tokenizers import decoders
 
-from expertsteer.models import LanguageModel, load_model
-from expertsteer.pack import SteeringPack
-from helpers import FAMILIES, random_vector, tiny_model, tiny_tokenizer
-
-# A context in which a generation takes long enough to be watched, cut and waited for.
-LONG = 100_000
-
-
-@dataclass
-class Server:
-    """A running `expertsteer serve`."""
-
-    process: subprocess.Popen[str]
-    lines: list[str] = field(default_factory=list)
-    address: str = ""
-
-    def client(self, **options: Any) -> openai.OpenAI:
-        settings: dict[str, Any] = {"api_key": "unused", "max_retries": 0, "timeout": 60}
-        return openai.OpenAI(base_url=self.address, **settings | options)
-
-    @property
-    def port(self) -> int:
-        return int(self.address.rsplit(":", 1)[1].split("/")[0])
-
-    def stop(self, signal_number: int, timeout: float = 30) -> int:
-        self.process.send_signal(signal_number)
-        return self.process.wait(timeout)
-
+from expertsteer.models import LanguageModel
+from server_process import Server, saved_packs, saved_target, start_server
 
 Start = Callable[..., Server]
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> bool:
-    """Wait for something that another process does."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
-
-
 @pytest.fixture(scope="session")
 def start() -> Iterator[Start]:
-    """Return a function that starts a server and waits until it answers."""
+    """Return a function that starts a server which ends with the tests."""
     servers: list[Server] = []
 
-    def starter(*arguments: object, env: dict[str, str] | None = None) -> Server:
-        words = [sys.executable, "-m", "expertsteer", "serve", *map(str, arguments)]
-        process = subprocess.Popen(
-            [*words, "--engine", "transformers", "--port", "0"],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"} | (env or {}),
-        )
-        server = Server(process)
-        servers.append(server)
-        assert process.stderr is not None
-        answers = threading.Event()
-
-        def read() -> None:
-            for line in process.stderr or ():
-                server.lines.append(line)
-                if found := re.search(r"answers at (http://\S+/v1)", line):
-                    server.address = found[1]
-                    answers.set()
-            answers.set()
-
-        threading.Thread(target=read, daemon=True).start()
-        assert answers.wait(120), server.lines
-        assert server.address, server.lines
-        return server
+    def starter(*arguments: object, **options: dict[str, str] | None) -> Server:
+        servers.append(start_server(*arguments, **options))
+        return servers[-1]
 
     yield starter
     for server in servers:
-        if server.process.poll() is None:
-            server.process.terminate()
-            try:
-                server.process.wait(30)
-            except subprocess.TimeoutExpired:
-                server.process.kill()
-                server.process.wait()
+        server.end()
 
 
 @pytest.fixture(scope="session")
 def target(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     """Return a tiny model that reads text of any length, as loaded from its folder."""
-    assert "llama" in FAMILIES
-    folder = tmp_path_factory.mktemp("target")
-    tiny_model("llama").save_pretrained(folder)
-    tokenizer = tiny_tokenizer(chat=True)
-    # Words apart, as in real text.
-    tokenizer.backend_tokenizer.decoder = decoders.WordPiece(prefix="")
-    tokenizer.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": LONG}))
-    settings = json.loads((folder / "generation_config.json").read_text())
-    # Nothing ends a text by itself, so that every test knows how long it becomes.
-    settings.pop("eos_token_id", None)
-    (folder / "generation_config.json").write_text(json.dumps(settings))
-    return load_model(folder)
+    return saved_target(tmp_path_factory.mktemp("target"))
 
 
 @pytest.fixture(scope="session")
 def packs(target: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("packs")
-    saved = {}
-    for seed, (name, layers) in enumerate({"happy": (0, 2), "formal": (1, 2)}.items()):
-        pack = SteeringPack(
-            {layer: random_vector(10 * seed + layer, length=1.0) for layer in layers},
-            {layer: 4.0 + layer for layer in layers},
-            target.description,
-            strength=0.5,
-        )
-        saved[name] = pack.save(folder / name)
-    return saved
+    return saved_packs(target, tmp_path_factory.mktemp("packs"))
 
 
 @pytest.fixture(scope="session")
