@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +14,13 @@ from transformers import PreTrainedModel
 from expertsteer.errors import ModelError
 from expertsteer.models.blocks import find_blocks, residual_width
 
-__all__ = ["ModelDescription", "describe_model", "explain_mismatch", "weights_fingerprint"]
+__all__ = [
+    "ModelDescription",
+    "describe_model",
+    "explain_mismatch",
+    "parameters_fingerprint",
+    "weights_fingerprint",
+]
 
 _SAMPLES_A_PARAMETER = 32
 # float16 holds smaller values with fewer digits than bfloat16.
@@ -79,14 +87,39 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     -----
     Source: this project.
     """
-    digest = hashlib.sha256()
     # Out of memory, tied parameters are no longer one object; the first name counts.
     tied = getattr(model, "all_tied_weights_keys", None) or {}
+    named = (
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if not (name in tied and parameter.is_meta)
+    )
+    return parameters_fingerprint(named, functools.partial(_sample, model))
+
+
+def parameters_fingerprint(
+    parameters: Iterable[tuple[str, torch.Tensor]],
+    spaced: Callable[[str, torch.Tensor], torch.Tensor] = lambda _, parameter: _spaced(parameter),
+) -> str:
+    """Return the fingerprint of named parameters, see `weights_fingerprint`.
+
+    Parameters
+    ----------
+    parameters : iterable of (str, Tensor)
+        In any order. A tensor that lies in a mapped file is read only where it is sampled.
+    spaced : callable, optional
+        From a name and a parameter to its evenly spaced values, where they lie elsewhere.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+
+    """
+    digest = hashlib.sha256()
     with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
-            if name in tied and parameter.is_meta:
-                continue
-            sample = _sample(model, name, parameter).to("cpu", torch.bfloat16)
+        for name, parameter in sorted(parameters, key=lambda named: named[0]):
+            sample = spaced(name, parameter).to("cpu", torch.bfloat16)
             sample = torch.where(sample.abs() < _SMALLEST, 0, sample)
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             digest.update(sample.view(torch.int16).numpy().tobytes())

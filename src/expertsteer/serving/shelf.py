@@ -13,7 +13,7 @@ from expertsteer.errors import PackError, ParameterError
 from expertsteer.pack import SteeringPack
 from expertsteer.serving.request import SteeringRequest
 
-__all__ = ["Shelf"]
+__all__ = ["Shelf", "name_and_path"]
 
 
 class Shelf:
@@ -55,7 +55,7 @@ class Shelf:
         """
         packs: dict[str, SteeringPack] = {}
         for argument in arguments:
-            name, path = _name_and_path(argument)
+            name, path = name_and_path(argument)
             if name in packs:
                 raise ParameterError(
                     f"Got two packs of the name {name!r}, but expected each once. Give one "
@@ -141,7 +141,24 @@ class Shelf:
         return totals
 
 
-def _name_and_path(argument: str | Path) -> tuple[str, Path]:
+def name_and_path(argument: str | Path) -> tuple[str, Path]:
+    """Read an argument that names a pack.
+
+    Parameters
+    ----------
+    argument : str or Path
+        See `Shelf.load`.
+
+    Returns
+    -------
+    str, Path
+        The name that clients call it, and its file.
+
+    Raises
+    ------
+    ParameterError
+        If either is empty.
+    """
     name, equals, path = str(argument).partition("=")
     # A path may hold "=" behind a folder; a name has no "/".
     if equals and "/" not in name and not isinstance(argument, Path):

@@ -1,0 +1,1 @@
+"""The worker classes that the configuration names, one a platform."""
