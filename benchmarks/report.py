@@ -27,8 +27,9 @@ NOTHING = "There are no results yet; `make bench` makes them."
 def load_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
     """Return the results there are, by benchmark."""
     return {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(folder.glob("*.json"))
+        name: json.loads(path.read_text(encoding="utf-8"))
+        for name in (*ORDER, "bound", "half_precision")
+        if (path := folder / f"{name}.json").is_file()
     }
 
 

@@ -35,7 +35,7 @@ def test_help_and_version_run_as_a_program():
     assert "fit" in program("--help")
 
 
-@pytest.mark.parametrize("command", [c.callback.__name__ for c in app.registered_commands])
+@pytest.mark.parametrize("command", [c.name for c in app.registered_commands])
 def test_every_command_has_help_with_an_example(run, command):
     outcome = run(command, "--help")
     assert outcome.code == 0
@@ -363,7 +363,9 @@ def test_evaluate_questions_unsteered_and_steered(world, made, run, work):
     for shown in ("30 questions", "acc_norm", "+0.3", "5 plain texts"):
         assert shown in outcome.out
     files = {path.name for path in Path("out").iterdir()}
-    assert files == {"rows.jsonl", "plain.jsonl", "run.json", "summary.json", "evaluate.yaml"}
+    assert files == {
+        *("rows.jsonl", "plain.jsonl", "run.json", "summary.json", "evaluate.yaml", ".lock")
+    }
     again = run("evaluate", "--config", "out/evaluate.yaml", "--json").json
     assert again["n_questions"] == 30
     assert len(Path("out/rows.jsonl").read_text().splitlines()) == 60

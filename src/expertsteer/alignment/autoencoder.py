@@ -216,7 +216,8 @@ class AlignedAutoEncoder(Aligner):
             left = gram * d.T / total_x + self.weight * crossing / total_y
             right = d @ d.T / total_x
             right.diagonal().add_(self.weight / total_y)
-            encoder = torch.cholesky_solve((left / damped).T, torch.linalg.cholesky(right)).T
+            # The way back may be so long that the sum is no longer positive definite in float64.
+            encoder = torch.linalg.solve(right, left / damped, left=False)
         encoded = z @ encoder
         self.loss_ = float(
             (z - encoded @ d).square().sum() / total_x

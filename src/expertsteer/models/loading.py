@@ -71,8 +71,9 @@ class LanguageModel:
         """Where input ids go."""
         embeddings = self.model.get_input_embeddings()
         weight = cast(torch.Tensor, embeddings.weight)
-        if weight.is_meta:  # waits elsewhere and is brought to where it computes
-            return torch.device(cast(Any, embeddings)._hf_hook.execution_device)
+        hook = getattr(embeddings, "_hf_hook", None)
+        if weight.is_meta and hook is not None:  # waits elsewhere, is brought where it computes
+            return torch.device(hook.execution_device)
         return weight.device
 
     @property
