@@ -180,6 +180,36 @@ def test_the_aligned_solution_is_a_stationary_point_of_its_loss():
         assert loss(fitted.encoder_weight_.double() + step) > best - 1e-5
 
 
+@pytest.mark.parametrize("ridge", [1e-3, 0.1, 3.0])
+def test_no_round_of_the_alternation_raises_the_regularised_loss(ridge):
+    expert, target = paired(n=200, noise=3.0)
+    x, y = (torch.from_numpy(a - a.mean(0)).double() for a in (expert, target))
+    damping = ridge * x.square().sum() / len(torch.linalg.svdvals(x))
+
+    def loss(n_iterations):
+        fitted = AlignedAutoEncoder(weight=2.0, n_iterations=n_iterations, ridge=ridge)
+        w = torch.from_numpy(fitted.fit(expert, target).encoder_weight_).double()
+        # The way back that is best for this encoder under the same damping.
+        gram = x.T @ x + damping * torch.eye(x.shape[1], dtype=torch.float64)
+        d = torch.linalg.solve(w.T @ gram @ w, w.T @ x.T @ x)
+        first = (x - x @ w @ d).square().sum() + damping * (w @ d).square().sum()
+        second = (x @ w - y).square().sum() + damping * w.square().sum()
+        return float(first / x.square().sum() + 2.0 * second / y.square().sum())
+
+    losses = [loss(n) for n in (1, 2, 3, 5, 10, 30)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > losses[-1] * (1 + 1e-6)
+
+
+def test_the_weight_decides_nothing_where_the_target_has_room_for_the_expert():
+    # As many directions there as here: any invertible encoder has a perfect way back.
+    expert, target = paired(n=200, d_expert=12, d_target=12, noise=3.0)
+    ridge = Ridge(ridge=0.1).fit(expert, target).encoder_weight_
+    for weight in (0.1, 10.0):
+        fitted = AlignedAutoEncoder(weight=weight, ridge=0.1).fit(expert, target)
+        np.testing.assert_allclose(fitted.encoder_weight_, ridge, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ALIGNERS)
 def test_every_alignment_has_the_same_face(name):
     expert, target = paired()

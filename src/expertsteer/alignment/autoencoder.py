@@ -141,8 +141,12 @@ class AlignedAutoEncoder(Aligner):
         + \lambda \frac{\sum_k \|f(h^E_k) - h^T_k\|^2}{\sum_k \|h^T_k - \bar h^T\|^2}
 
     Both terms are relative to their variance, so the weight means the same for every
-    pair of models; weight 0 is the paper's loss, a large one tends to `Ridge`. Solved by
-    alternating least squares: either half has a closed form given the other.
+    pair of models; weight 0 is the paper's loss, a large one tends to `Ridge`. Where the
+    expert's states span no more directions than the target's (fewer rows than the target
+    is wide, say), the way back costs nothing and any weight above 0 gives `Ridge`. With
+    f(h) = h W + b and g(z) = z D + c, the ridge r adds r (\|W D\|^2 / the first variance
+    + λ \|W\|^2 / the second). Solved by alternating least squares: either half has a
+    closed form given the other, so no round raises the sum.
 
     Parameters
     ----------
@@ -207,9 +211,10 @@ class AlignedAutoEncoder(Aligner):
         encoder = crossing / damped
         d = torch.empty(0)
         for _ in range(self.n_iterations):
-            # The best way back: (Z W)^T (Z W) D = (Z W)^T Z, with Z^T Z diagonal again.
-            scaled = gram * encoder
-            d = _way_back(encoder.T @ scaled, scaled.T)
+            # The best way back: W^T (Z^T Z + damping) W D = W^T Z^T Z, with Z^T Z diagonal.
+            # Without the damping here as well, the two halves would pull at two losses and
+            # the rounds could raise either.
+            d = _way_back(encoder.T @ (damped * encoder), (gram * encoder).T)
             # Setting the gradient in the encoder to zero:
             # (Z^T Z + damping) W (D D^T / total_x + w / total_y)
             #     = Z^T Z D^T / total_x + w Z^T A / total_y
