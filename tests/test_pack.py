@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from expertsteer.alignment import Alignment
 from expertsteer.card import pack_card
 from expertsteer.errors import ModelError, PackError, ParameterError
+from expertsteer.layer_pair import LayerPair
 from expertsteer.models import describe_model, find_blocks
-from expertsteer.pack import LayerPair, SteeringPack
+from expertsteer.pack import SteeringPack
 from helpers import WIDTH, BlockOutputs, random_ids, random_vector, tiny_language_model, tiny_model
 
 IDS = random_ids(2, 6)

@@ -11,7 +11,7 @@ import pytest
 
 from expertsteer.comparison import Comparison, ComparisonRow
 from expertsteer.errors import ExpertSteerError, ParameterError
-from expertsteer.pack import LayerPair
+from expertsteer.layer_pair import LayerPair
 from expertsteer.plots import picture_kind, plot_comparison, plot_information
 
 TABLE = np.arange(15.0).reshape(5, 3)

@@ -1,21 +1,21 @@
-"""Open whatever this package saved, by what the file says it is."""
+"""Tell what this package saved, by what the file says it is."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from expertsteer.tensor_file import ALIGNMENT_KIND, PACK_KIND, read_description
 
-from expertsteer.alignment import Alignment
-from expertsteer.errors import PackError
-from expertsteer.pack import SteeringPack
-from expertsteer.states import States
+__all__ = ["STATES_KIND", "describe_artifact"]
 
-__all__ = ["open_artifact"]
+STATES_KIND = "saved-states"
 
 
-def open_artifact(path: str | Path) -> SteeringPack | Alignment | States:
-    """Open a steering pack, an alignment or a folder of saved states.
+def describe_artifact(path: str | Path) -> tuple[str, dict[str, Any]]:
+    """Return what a steering pack, an alignment or a folder of saved states holds.
+
+    The files are checked to be whole. torch is loaded for states alone, which may be large.
 
     Parameters
     ----------
@@ -23,7 +23,10 @@ def open_artifact(path: str | Path) -> SteeringPack | Alignment | States:
 
     Returns
     -------
-    SteeringPack, Alignment or States
+    kind : str
+        "steering-pack", "alignment" or "saved-states".
+    summary : dict
+        What the `summary` of its class returns.
 
     Raises
     ------
@@ -34,14 +37,7 @@ def open_artifact(path: str | Path) -> SteeringPack | Alignment | States:
     """
     path = Path(path)
     if path.is_dir():
-        return States.load(path)
-    if not path.is_file():
-        raise PackError(f"Got {path}, but there is no such file.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            kind = (file.metadata() or {}).get("format")
-    except (SafetensorError, OSError) as error:
-        raise PackError(
-            f"Got {path}, but it is truncated or not a safetensors file ({error})."
-        ) from error
-    return Alignment.load(path) if kind == "expertsteer-alignment" else SteeringPack.load(path)
+        from expertsteer.states import States
+
+        return STATES_KIND, States.load(path).summary()
+    return read_description(path, (PACK_KIND, ALIGNMENT_KIND))

@@ -16,9 +16,10 @@ from expertsteer.data import EffectWords, LabelledExamples
 from expertsteer.errors import ParameterError
 from expertsteer.evaluation.effect import perplexity, word_log_odds
 from expertsteer.evaluation.intervals import mean_interval
+from expertsteer.layer_pair import LayerPair
 from expertsteer.methods import METHODS, Material, method_vectors
 from expertsteer.models import LanguageModel, ModelSource, load_model
-from expertsteer.pack import LayerPair, SteeringPack
+from expertsteer.pack import SteeringPack
 from expertsteer.pipeline import ExpertSteer
 from expertsteer.provenance import describe_machine, package_versions
 

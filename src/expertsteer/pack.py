@@ -14,6 +14,7 @@ import torch
 from typing_extensions import Self
 
 from expertsteer.errors import PackError, ParameterError
+from expertsteer.layer_pair import LayerPair
 from expertsteer.models import (
     LanguageModel,
     ModelDescription,
@@ -23,40 +24,13 @@ from expertsteer.models import (
     unwrap,
 )
 from expertsteer.steering import Steering, check_strength
-from expertsteer.tensor_file import load_tensor_file, save_tensor_file
+from expertsteer.tensor_file import PACK_KIND, load_tensor_file, save_tensor_file
 
-__all__ = ["DEFAULT_STRENGTH", "LayerPair", "SteeringPack"]
+__all__ = ["DEFAULT_STRENGTH", "SteeringPack"]
 
 # Relative to the mean residual norm; what the method's measurements used.
 DEFAULT_STRENGTH = 0.1
-_KIND = "steering-pack"
 _HUB_FILE = "steering_pack.safetensors"
-
-
-@dataclass(frozen=True)
-class LayerPair:
-    """An expert layer, the target layer it steers, and what was measured of them.
-
-    Attributes
-    ----------
-    expert_layer, target_layer : int
-        0-based blocks.
-    mutual_information : float or None
-        Between the two layers' states, in nats.
-    r2 : float or None
-        Held-out R^2 of the encoded expert states against the target's.
-    reconstruction_error : float or None
-        Held-out, relative to the variance of the expert's states.
-    auc : float or None
-        Validation AUC of the direction on the encoded expert states.
-    """
-
-    expert_layer: int
-    target_layer: int
-    mutual_information: float | None = None
-    r2: float | None = None
-    reconstruction_error: float | None = None
-    auc: float | None = None
 
 
 @dataclass(frozen=True)
@@ -321,7 +295,7 @@ class SteeringPack:
         for (i, j), (weight, bias) in self.encoders.items():
             tensors[f"encoder.{i}.{j}.weight"] = weight
             tensors[f"encoder.{i}.{j}.bias"] = bias
-        return save_tensor_file(path, _KIND, tensors, self.summary())
+        return save_tensor_file(path, PACK_KIND, tensors, self.summary())
 
     @classmethod
     def load(cls, path: str | Path, model: Any = None, *, force: bool = False) -> Self:
@@ -343,7 +317,7 @@ class SteeringPack:
         PackError
             If the file is missing, damaged, altered, no pack, or for another model.
         """
-        tensors, fields = load_tensor_file(path, _KIND)
+        tensors, fields = load_tensor_file(path, PACK_KIND)
         try:
             layers = fields["layers"]
             pack = cls(

@@ -26,6 +26,7 @@ from expertsteer.directions import (
 )
 from expertsteer.errors import DataError, PackError, ParameterError
 from expertsteer.evaluation.preference import choose_by_preference, require_model
+from expertsteer.layer_pair import LayerPair
 from expertsteer.models import (
     LanguageModel,
     ModelSource,
@@ -33,7 +34,7 @@ from expertsteer.models import (
     load_model,
     locate_model,
 )
-from expertsteer.pack import DEFAULT_STRENGTH, LayerPair, SteeringPack
+from expertsteer.pack import DEFAULT_STRENGTH, SteeringPack
 from expertsteer.pairing import mutual_information_table, same_depth_pairs, select_pairs
 from expertsteer.processes import made_by_main
 from expertsteer.provenance import describe_settings, package_versions

@@ -14,7 +14,7 @@ from expertsteer.calibration import Calibration
 from expertsteer.comparison import Comparison
 from expertsteer.errors import ParameterError
 from expertsteer.files import replacing
-from expertsteer.pack import LayerPair
+from expertsteer.layer_pair import LayerPair
 
 __all__ = [
     "picture_kind",

@@ -4,20 +4,45 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import mmap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from expertsteer.errors import ExpertSteerError, PackError
 from expertsteer.files import replacing
 
-__all__ = ["load_tensor_file", "save_tensor_file", "tensor_file_path"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "ALIGNMENT_KIND",
+    "PACK_KIND",
+    "load_tensor_file",
+    "read_description",
+    "save_tensor_file",
+    "tensor_file_path",
+]
+
+PACK_KIND = "steering-pack"
+ALIGNMENT_KIND = "alignment"
 
 _VERSION = 1
+# The types of tensors by their names in safetensors.
+_TYPES = {
+    "F64": "torch.float64",
+    "F32": "torch.float32",
+    "F16": "torch.float16",
+    "BF16": "torch.bfloat16",
+    "I64": "torch.int64",
+    "I32": "torch.int32",
+    "I16": "torch.int16",
+    "I8": "torch.int8",
+    "U8": "torch.uint8",
+    "BOOL": "torch.bool",
+}
 
 
 def tensor_file_path(path: str | Path) -> Path:
@@ -48,6 +73,8 @@ def save_tensor_file(
     Path
         The file written.
     """
+    from safetensors.torch import save_file
+
     path = tensor_file_path(path)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(description, sort_keys=True)
@@ -55,7 +82,7 @@ def save_tensor_file(
         "format": f"expertsteer-{kind}",
         "version": str(_VERSION),
         "description": text,
-        "sha256": _digest(plain, text),
+        "sha256": _digest({name: _given(tensor) for name, tensor in plain.items()}, text),
     }
     with replacing(path) as scratch:
         try:
@@ -83,36 +110,91 @@ def load_tensor_file(path: str | Path, kind: str) -> tuple[dict[str, torch.Tenso
     PackError
         If the file is missing, truncated, altered, of another kind or a newer version.
     """
+    _, description = read_description(path, [kind])
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
+
+
+def read_description(path: str | Path, kinds: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Read what a tensor file says it holds, and check that all of it is whole.
+
+    Nothing of this loads torch, so that it answers at once.
+
+    Parameters
+    ----------
+    path : str or Path
+    kinds : sequence of str
+        What it may be.
+
+    Returns
+    -------
+    kind : str
+    description : dict
+
+    Raises
+    ------
+    PackError
+        If the file is missing, truncated, altered, of another kind or a newer version.
+    """
     path = Path(path)
-    noun = kind.replace("-", " ")
-    one = f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    nouns = [kind.replace("-", " ") for kind in kinds]
+    wanted = " or ".join(f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" for noun in nouns)
     if not path.is_file():
-        raise PackError(f"Got {path}, but there is no such file. Expected {one}.")
+        raise PackError(f"Got {path}, but there is no such file. Expected {wanted}.")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        metadata, contents = _read(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PackError(
-            f"Got {path}, but it is not a readable {noun}: truncated or not safetensors ({error})."
+            f"Got {path}, but it is not a readable {' or '.join(nouns)}: truncated or not "
+            f"safetensors ({error})."
         ) from error
-    if metadata.get("format") != f"expertsteer-{kind}":
-        raise PackError(f"Got {path} of format {metadata.get('format')!r}, but expected {one}.")
+    found = metadata.get("format")
+    kind = next((kind for kind in kinds if found == f"expertsteer-{kind}"), None)
+    if kind is None:
+        raise PackError(f"Got {path} of format {found!r}, but expected {wanted}.")
     if metadata.get("version") != str(_VERSION):
         raise PackError(
             f"Got {path} of version {metadata.get('version')!r}, but this release reads version "
             f"{_VERSION}. Upgrade expertsteer."
         )
     text = metadata.get("description", "")
-    if metadata.get("sha256") != _digest(tensors, text):
+    if metadata.get("sha256") != _digest(contents, text):
         raise PackError(f"Got {path}, but its content was altered since it was saved.")
-    return tensors, json.loads(text)
+    return kind, json.loads(text)
 
 
-def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
+_Content = tuple[tuple[int, ...], str, memoryview]
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, _Content]]:
+    """Return the metadata of a safetensors file, and shape, type and bytes of its tensors."""
+    # By hand, since safetensors' own reader loads numpy or torch to open a file.
+    with path.open("rb") as file:
+        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(bytes(content[8:start]))
+    metadata = header.pop("__metadata__", {})
+    contents = {}
+    for name, tensor in header.items():
+        first, last = tensor["data_offsets"]
+        if start + last > len(content):
+            raise ValueError(f"{len(content):,} bytes, but expected {start + last:,}")
+        shape = tuple(tensor["shape"])
+        contents[name] = (shape, _TYPES.get(tensor["dtype"], ""), content[start:][first:last])
+    return metadata, contents
+
+
+def _given(tensor: torch.Tensor) -> _Content:
+    import torch
+
+    data = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return tuple(tensor.shape), str(tensor.dtype), data
+
+
+def _digest(contents: Mapping[str, _Content], text: str) -> str:
     digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    for name in sorted(contents):
+        shape, dtype, data = contents[name]
+        digest.update(f"{name}{shape}{dtype}".encode())
+        digest.update(data)
     return digest.hexdigest()

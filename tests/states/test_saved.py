@@ -12,10 +12,10 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
-from expertsteer import tensor_file
 from expertsteer.data import RenderedText
 from expertsteer.errors import ExpertSteerError, StatesError
 from expertsteer.models import LanguageModel
@@ -122,7 +122,7 @@ def test_an_interruption_while_writing_leaves_no_half_shard(tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("expertsteer.tensor_file.save_file", interrupted)
+        patch.setattr("safetensors.torch.save_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             _collect(tmp_path)
     assert _shards(tmp_path) == []
@@ -336,7 +336,7 @@ def test_a_disk_that_fills_up_costs_the_newest_batch_alone(tmp_path, monkeypatch
     interrupting = _Interrupting()
     whole = _collect(None, interrupting.model).values
     n_batches, interrupting.passes = interrupting.passes, 0
-    save_file = tensor_file.save_file
+    save_file = safetensors.torch.save_file
     written = []
 
     def full(tensors, scratch, metadata):
@@ -347,7 +347,7 @@ def test_a_disk_that_fills_up_costs_the_newest_batch_alone(tmp_path, monkeypatch
         save_file(tensors, scratch, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tensor_file, "save_file", full)
+        patch.setattr(safetensors.torch, "save_file", full)
         message = r"^Cannot write .*: No space left on device\. Free some room; states that were"
         with pytest.raises(ExpertSteerError, match=message):
             _collect(tmp_path, interrupting.model)

@@ -15,16 +15,15 @@ from typing_extensions import Self
 from expertsteer.alignment.base import Aligner
 from expertsteer.arrays import Array, like
 from expertsteer.errors import DataError, PackError, ParameterError
+from expertsteer.layer_pair import LayerPair
 from expertsteer.models import ModelDescription, explain_mismatch
-from expertsteer.pack import LayerPair, SteeringPack, encoders_from
+from expertsteer.pack import SteeringPack, encoders_from
 from expertsteer.pairing import mutual_information_table
 from expertsteer.provenance import describe_settings, package_versions
 from expertsteer.states import States
-from expertsteer.tensor_file import load_tensor_file, save_tensor_file
+from expertsteer.tensor_file import ALIGNMENT_KIND, load_tensor_file, save_tensor_file
 
 __all__ = ["Alignment"]
-
-_KIND = "alignment"
 
 
 @dataclass(frozen=True)
@@ -251,7 +250,7 @@ class Alignment:
         for (i, j), (weight, bias) in self.encoders.items():
             tensors[f"encoder.{i}.{j}.weight"] = weight
             tensors[f"encoder.{i}.{j}.bias"] = bias
-        return save_tensor_file(path, _KIND, tensors, self.summary())
+        return save_tensor_file(path, ALIGNMENT_KIND, tensors, self.summary())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -262,7 +261,7 @@ class Alignment:
         PackError
             If the file is missing, damaged, altered or no alignment.
         """
-        tensors, fields = load_tensor_file(path, _KIND)
+        tensors, fields = load_tensor_file(path, ALIGNMENT_KIND)
         try:
             return cls(
                 encoders=encoders_from(tensors),

@@ -12,6 +12,8 @@ from rich.table import Table
 
 from expertsteer.cli.options import Json, PlotFile
 from expertsteer.cli.show import answer, pairs_table, print_json, say
+from expertsteer.errors import ParameterError
+from expertsteer.layer_pair import LayerPair
 
 __all__ = ["inspect"]
 
@@ -25,43 +27,48 @@ def inspect(
 
     Example: expertsteer inspect happy.safetensors
     """
-    from expertsteer.alignment import Alignment
-    from expertsteer.artifacts import open_artifact
-    from expertsteer.errors import ParameterError
-    from expertsteer.pack import SteeringPack
+    from expertsteer.artifacts import STATES_KIND, describe_artifact
 
-    artifact = open_artifact(path)
+    kind, summary = describe_artifact(path)
     if plot:
-        if not isinstance(artifact, Alignment):
-            raise ParameterError(f"Got --plot for {path}, but only alignments hold an MI table.")
-        from expertsteer.plots import plot_information
-
-        plot_information(artifact.mutual_information, artifact.pairs, plot)
-        say(f"picture written to {plot}")
-    summary = artifact.summary()
+        _plot(path, kind, plot)
     if as_json:
         print_json(summary)
         return
-    answer.print(f"[bold]{escape(str(path))}[/bold]: {_KINDS[type(artifact).__name__]}")
+    answer.print(f"[bold]{escape(str(path))}[/bold]: {kind.replace('-', ' ')}")
     for role in ("target", "expert", "model"):
         if summary.get(role):
             answer.print(_model_table(role, summary[role]))
-    if isinstance(artifact, SteeringPack):
-        answer.print(f"proposed strength: {artifact.strength:g} × mean residual norm")
-        answer.print(f"steers the layers {', '.join(map(str, artifact.layers))}")
-    if isinstance(artifact, SteeringPack | Alignment):
-        answer.print(pairs_table(artifact.pairs, artifact.mean_residual_norms))
-        rest = {"provenance": artifact.provenance}
-    else:
+    if kind == STATES_KIND:
         rest = {key: value for key, value in summary.items() if key != "model"}
+    else:
+        _print_pairs(kind, summary)
+        rest = {"provenance": summary["provenance"]}
     answer.print(yaml.safe_dump(rest, sort_keys=False, allow_unicode=True).rstrip(), markup=False)
 
 
-_KINDS = {
-    "SteeringPack": "steering pack",
-    "Alignment": "alignment",
-    "States": "saved states",
-}
+def _plot(path: Path, kind: str, plot: Path) -> None:
+    from expertsteer.tensor_file import ALIGNMENT_KIND
+
+    if kind != ALIGNMENT_KIND:
+        raise ParameterError(f"Got --plot for {path}, but only alignments hold an MI table.")
+    from expertsteer.alignment import Alignment
+    from expertsteer.plots import plot_information
+
+    alignment = Alignment.load(path)
+    plot_information(alignment.mutual_information, alignment.pairs, plot)
+    say(f"picture written to {plot}")
+
+
+def _print_pairs(kind: str, summary: dict[str, Any]) -> None:
+    from expertsteer.tensor_file import PACK_KIND
+
+    if kind == PACK_KIND:
+        answer.print(f"proposed strength: {summary['strength']:g} × mean residual norm")
+        answer.print(f"steers the layers {', '.join(map(str, summary['layers']))}")
+    pairs = [LayerPair(**pair) for pair in summary["pairs"]]
+    norms = {int(layer): norm for layer, norm in summary["mean_residual_norms"].items()}
+    answer.print(pairs_table(pairs, norms))
 
 
 def _model_table(role: str, fields: dict[str, Any]) -> Table:

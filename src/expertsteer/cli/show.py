@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from expertsteer.evaluation.harness_run import HarnessEvaluation, TaskEvaluation
     from expertsteer.evaluation.run import Evaluation
     from expertsteer.generation import Generation
-    from expertsteer.pack import LayerPair
+    from expertsteer.layer_pair import LayerPair
 
 __all__ = [
     "answer",
