@@ -30,7 +30,7 @@ STEPS = {
     "collect states": (steps, "collect_states"),
     "mutual information": (steps, "mutual_information_table"),
     "alignment": (Alignment, "fit"),
-    "directions": (steps, "fit_direction"),
+    "directions": (steps, "fit_directions"),
     "choose pairs by the target's preference": (steps, "choose_by_preference"),
 }
 

@@ -13,7 +13,7 @@ from expertsteer.alignment import AutoEncoder, Ridge
 from expertsteer.data import LabelledExamples
 from expertsteer.directions import MeanDifference, RecursiveFeatureMachine
 from expertsteer.errors import DataError, PackError, ParameterError
-from expertsteer.pipeline import fit_direction, render_corpus
+from expertsteer.pipeline import fit_directions, render_corpus
 from helpers import tiny_language_model
 
 
@@ -211,7 +211,7 @@ def test_kept_encoders_are_those_of_the_chosen_pairs(target, expert, tmp_path):
         assert torch.equal(loaded.encoders[pair][1], bias)
 
 
-def test_fit_direction_uses_train_rows_and_scores_validation_rows():
+def test_fit_directions_uses_train_rows_and_scores_validation_rows():
     rng = np.random.default_rng(0)
     examples = labelled().for_fitting()
     states = torch.from_numpy(rng.normal(size=(90, 12)).astype("float32"))
@@ -219,7 +219,14 @@ def test_fit_direction_uses_train_rows_and_scores_validation_rows():
     labels = torch.from_numpy(examples.labels.astype("float32"))
     states[train, 4] += 5 * labels[train]  # the classes differ here in training rows
     states[~train, 7] += 5 * labels[~train]  # and here, which must not be seen, in the others
-    finder, score = fit_direction(RecursiveFeatureMachine(), states, examples)
+    other = torch.from_numpy(rng.normal(size=(90, 12)).astype("float32"))
+    other[:, 2] += 2 * labels
+    layers = torch.stack([states, other], 1)
+    (finder, score), (second, its_score) = fit_directions(
+        RecursiveFeatureMachine(), layers, examples
+    )
+    assert int(np.abs(second.direction_).argmax()) == 2
+    assert its_score > 0.9
     assert int(np.abs(finder.direction_).argmax()) == 4
     assert score < 0.75
 

@@ -18,7 +18,7 @@ from expertsteer.directions import (
     PrincipalComponent,
 )
 from expertsteer.errors import ParameterError
-from expertsteer.pipeline import ExpertSteer, fit_direction
+from expertsteer.pipeline import ExpertSteer, fit_directions
 from expertsteer.states import States
 
 __all__ = ["METHODS", "Material", "Method", "Vectors", "method_vectors", "shuffled_labels"]
@@ -60,7 +60,8 @@ class Material:
         self, finder: DirectionFinder, states: torch.Tensor, examples: LabelledExamples
     ) -> torch.Tensor:
         """Return a finder's unit direction in some states of the examples."""
-        fitted, _ = fit_direction(finder, states, examples, self.steer.bandwidths)
+        layers = states[:, None]
+        ((fitted, _),) = fit_directions(finder, layers, examples, self.steer.bandwidths)
         if len(fitted.directions_) > 1:
             return _label_direction(torch.as_tensor(fitted.directions_), states, examples)
         return torch.as_tensor(fitted.direction_).float()

@@ -41,7 +41,7 @@ from expertsteer.provenance import describe_settings, package_versions
 from expertsteer.states import States, collect_states, corpus_fingerprint, states_key
 from expertsteer.steering import check_strength
 
-__all__ = ["ExpertSteer", "ModelOrStates", "fit_alignment", "fit_direction", "render_corpus"]
+__all__ = ["ExpertSteer", "ModelOrStates", "fit_alignment", "fit_directions", "render_corpus"]
 
 ModelOrStates = LanguageModel | ModelSource | str | Path | States
 _CANDIDATES_A_PAIR = 6
@@ -207,12 +207,15 @@ class ExpertSteer:
         chosen = self._pairs_of(alignment, expert_states)
 
         # Step 3: a direction a pair, from the encoded states of the expert.
-        vectors, measured = {}, []
-        for pair in chosen:
-            encoded = alignment.encode(
+        encoded = [
+            alignment.encode(
                 pair.expert_layer, pair.target_layer, expert_states.layer(pair.expert_layer)
             )
-            finder, score = fit_direction(self.direction, encoded, examples, self.bandwidths)
+            for pair in chosen
+        ]
+        found = fit_directions(self.direction, torch.stack(encoded, 1), examples, self.bandwidths)
+        vectors, measured = {}, []
+        for pair, (finder, score) in zip(chosen, found, strict=True):
             vectors[pair.target_layer] = torch.as_tensor(finder.direction_)
             measured.append(dataclasses.replace(pair, auc=score))
 
@@ -405,19 +408,19 @@ def render_corpus(
     return [RenderedText(text, 0, False) for text in corpus]
 
 
-def fit_direction(
+def fit_directions(
     direction: DirectionFinder,
     states: Array,
     examples: LabelledExamples,
     bandwidths: tuple[float, ...] = BANDWIDTHS,
-) -> tuple[DirectionFinder, float | None]:
-    """Fit a direction on the train rows of some states and score it on the validation rows.
+) -> list[tuple[DirectionFinder, float | None]]:
+    """Fit directions on the train rows of some states and score them on the validation rows.
 
     Parameters
     ----------
     direction : DirectionFinder
-        Supplies the settings; a fresh copy is fitted.
-    states : array of shape (n, width)
+        Supplies the settings; fresh copies are fitted.
+    states : array of shape (n, n_layers, width)
         One row an example.
     examples : LabelledExamples
         Labels and splits of the rows.
@@ -426,10 +429,13 @@ def fit_direction(
 
     Returns
     -------
-    finder : DirectionFinder
-        Fitted.
-    score : float or None
-        Validation AUC; None without a validation split of both classes.
+    list of (DirectionFinder, float or None), one a layer
+        Fitted; and the validation AUC, None without a validation split of both classes.
+
+    Raises
+    ------
+    DataError
+        If a layer's states do not vary, or leave a machine without gradient.
     """
     states = torch.as_tensor(states)
     splits = np.asarray(examples.splits)
@@ -438,7 +444,7 @@ def fit_direction(
     labels = torch.from_numpy(examples.labels.astype("float32"))
     can_score = len(set(labels[validation].tolist())) == 2
     if isinstance(direction, RecursiveFeatureMachine) and bandwidths and can_score:
-        finder, scores = search_bandwidth(
+        searched = search_bandwidth(
             states[train],
             labels[train],
             states[validation],
@@ -446,9 +452,15 @@ def fit_direction(
             bandwidths=bandwidths,
             rfm=direction,
         )
-        return finder, scores[finder.bandwidth]
-    finder = direction.unfitted().fit(states[train], labels[train])
-    return finder, auc(finder, states[validation], labels[validation]) if can_score else None
+        return [(finder, scores[finder.bandwidth]) for finder, scores in searched]
+    fitted = [direction.unfitted().fit(layer, labels[train]) for layer in states[train].unbind(1)]
+    if not can_score:
+        return [(finder, None) for finder in fitted]
+    held_out = states[validation].unbind(1)
+    return [
+        (finder, auc(finder, layer, labels[validation]))
+        for finder, layer in zip(fitted, held_out, strict=True)
+    ]
 
 
 def fit_alignment(

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from expertsteer.directions import RecursiveFeatureMachine, auc, search_bandwidth
+from expertsteer.directions import (
+    LogisticProbe,
+    MeanDifference,
+    PrincipalComponent,
+    RecursiveFeatureMachine,
+    auc,
+    recursive_feature_machine,
+    search_bandwidth,
+)
 from expertsteer.errors import DataError, ParameterError
 
 
@@ -138,21 +146,72 @@ def test_duplicate_rows_exert_no_gradient_on_each_other():
     assert twice.direction_ @ axis > 0.5
 
 
-def test_the_search_keeps_the_best_bandwidth():
+@pytest.mark.parametrize("mode", ["constant", "adaptive"])
+def test_layers_are_fitted_as_they_are_alone(mode, monkeypatch):
+    problems = [problem(seed=seed) for seed in range(3)]
+    X = torch.stack([torch.from_numpy(x) for x, _, _ in problems], 1)
+    y = problems[0][1]
+    settings = RecursiveFeatureMachine(bandwidth_mode=mode, n_directions=2)
+    alone = [settings.unfitted().fit(X[:, layer], y) for layer in range(3)]
+    for at_once in (1, 2, 3):  # as a GPU would be given them
+        monkeypatch.setattr(recursive_feature_machine, "_layers_at_once", lambda _, n=at_once: n)
+        for one, other in zip(alone, settings.fit_layers(X, y), strict=True):
+            torch.testing.assert_close(one.directions_, other.directions_, atol=1e-5, rtol=1e-4)
+            np.testing.assert_allclose(one.eigenvalues_, other.eigenvalues_, rtol=1e-5)
+            layer = alone.index(one)
+            torch.testing.assert_close(
+                one.predict(X[:, layer]), other.predict(X[:, layer]), atol=1e-5, rtol=1e-4
+            )
+
+
+def test_a_layer_without_gradient_does_not_cost_the_others():
+    X, y, _ = problem()
+    layers = np.stack([X * 1e7, X], 1)
+    far, near = RecursiveFeatureMachine(bandwidth=1.0).fit_layers(layers, y)
+    assert far is None
+    np.testing.assert_array_equal(
+        near.direction_, RecursiveFeatureMachine(bandwidth=1.0).fit(X, y).direction_
+    )
+
+
+def test_every_finder_fits_layers():
+    X, y, _ = problem()
+    layers = np.stack([X, -X], 1)
+    for finder in (MeanDifference(), LogisticProbe(), PrincipalComponent()):
+        first, second = finder.fit_layers(layers, y)
+        np.testing.assert_array_equal(first.direction_, finder.fit(X, y).direction_)
+        np.testing.assert_array_equal(second.direction_, finder.fit(-X, y).direction_)
+    layers[:, 1] = 1
+    for finder in (MeanDifference(), RecursiveFeatureMachine()):
+        with pytest.raises(DataError, match="rows are all equal"):
+            finder.fit_layers(layers, y)
+        with pytest.raises(DataError, match="expected 3 dimensions"):
+            finder.fit_layers(X, y)
+
+
+def test_the_search_keeps_the_best_bandwidth_of_each_layer():
     X, y, _ = problem(n=200)
-    rfm, scores = search_bandwidth(X[:120], y[:120], X[120:], y[120:], bandwidths=(0.3, 10.0))
-    assert set(scores) == {0.3, 10.0}
-    assert rfm.bandwidth == max(scores, key=scores.get)
-    assert auc(rfm, X[120:], y[120:]) == scores[rfm.bandwidth]
+    layers = np.stack([X, 1e5 * X], 1)
+    found = search_bandwidth(
+        layers[:120], y[:120], layers[120:], y[120:], bandwidths=(0.3, 10.0, 1e6)
+    )
+    assert len(found) == 2
+    for layer, (rfm, scores) in enumerate(found):
+        assert rfm.bandwidth == max(scores, key=scores.get)
+        assert auc(rfm, layers[120:, layer], y[120:]) == scores[rfm.bandwidth]
+    assert set(found[0][1]) == {0.3, 10.0, 1e6}
+    assert set(found[1][1]) == {1e6}
 
 
 def test_the_search_skips_a_bandwidth_without_gradient():
     X, y, _ = problem(n=200)
-    far = X * 1e7
-    rfm, scores = search_bandwidth(far[:120], y[:120], far[120:], y[120:], bandwidths=(1.0, 1e8))
+    far = X[:, None] * 1e7
+    ((rfm, scores),) = search_bandwidth(
+        far[:120], y[:120], far[120:], y[120:], bandwidths=(1.0, 1e8)
+    )
     assert set(scores) == {1e8}
     assert rfm.bandwidth == 1e8
-    with pytest.raises(DataError, match=r"bandwidth=1\.0 leaves no gradient"):
+    with pytest.raises(DataError, match=r"none of the bandwidths 1\.0 leaves a gradient"):
         search_bandwidth(far[:120], y[:120], far[120:], y[120:], bandwidths=(1.0,))
 
 

@@ -19,7 +19,7 @@ from expertsteer.data import (
 )
 from expertsteer.evaluation import word_log_odds
 from expertsteer.generation import generate_side_by_side
-from expertsteer.pipeline import fit_alignment, fit_direction
+from expertsteer.pipeline import fit_alignment, fit_directions
 from expertsteer.states import collect_states
 from expertsteer.steering import Steering
 
@@ -142,7 +142,8 @@ def test_a_vector_of_the_expert_is_carried_over_on_plain_text(
     states = collect_states(
         expert, render(fitting, expert.tokenizer), layers=[PAIR[0]], progress=False
     )
-    finder, _ = fit_direction(ExpertSteer().direction, states.layer(PAIR[0]), fitting)
+    layers = states.layer(PAIR[0])[:, None]
+    ((finder, _),) = fit_directions(ExpertSteer().direction, layers, fitting)
     pack = saved.transfer(finder.direction_, expert_layer=PAIR[0])
     assert pack.layers == (PAIR[1],)
     few = dataclasses.replace(words, prompts=words.prompts[:12])

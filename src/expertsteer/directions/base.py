@@ -13,7 +13,7 @@ from expertsteer.arrays import Array, as_labels, as_states, like
 from expertsteer.errors import DataError
 from expertsteer.estimator import Estimator
 
-__all__ = ["DirectionFinder", "auc"]
+__all__ = ["DirectionFinder", "auc", "require_variation"]
 
 
 class DirectionFinder(Estimator, abc.ABC):
@@ -55,15 +55,44 @@ class DirectionFinder(Estimator, abc.ABC):
         self._check_parameters()
         states = as_states("X", X)
         labels = as_labels(y, len(states)).to(states.device)
-        if not bool((states != states[0]).any()):
-            raise DataError("Got X whose rows are all equal, but expected states that vary.")
-        directions = self._solve(states, labels)
+        require_variation(states)
+        return self._finish(self._solve(states, labels), states, labels, X)
+
+    def fit_layers(self, X: Array, y: Array) -> list[Self | None]:  # noqa: N803
+        """Find a direction in each of many layers, in one batch where the method has one.
+
+        Parameters
+        ----------
+        X : array of shape (n, n_layers, width)
+            States, one row a text, as `States` holds them.
+        y : array of shape (n,)
+            +1 for the wanted behaviour, -1 for its opposite.
+
+        Returns
+        -------
+        list of DirectionFinder or None
+            A fitted copy a layer; None where a `RecursiveFeatureMachine` has a bandwidth
+            that leaves no gradient.
+
+        Raises
+        ------
+        DataError, ParameterError
+            As `fit`.
+        """
+        self._check_parameters()
+        states = as_states("X", X, ndim=3)
+        return [self.unfitted().fit(like(layer, X), y) for layer in states.unbind(1)]
+
+    def _finish(
+        self, directions: torch.Tensor, states: torch.Tensor, labels: torch.Tensor, given: Array
+    ) -> Self:
+        """Keep directions as unit vectors that point to the wanted end."""
         directions = directions / directions.norm(dim=1, keepdim=True)
         # Only the correlation with the labels tells which end of an axis is wanted.
         projections = (states - states.mean(0)) @ directions.T
         slope = projections.T @ (labels - labels.mean())
         directions = directions * torch.where(slope < 0, -1.0, 1.0)[:, None]
-        self.directions_ = like(directions, X)
+        self.directions_ = like(directions, given)
         self.direction_ = self.directions_[0]
         return self
 
@@ -88,6 +117,12 @@ class DirectionFinder(Estimator, abc.ABC):
 
     def _check_parameters(self) -> None:
         """Raise ParameterError on settings out of range."""
+
+
+def require_variation(states: torch.Tensor) -> None:
+    """Raise DataError where all rows of some states, (n, width), are equal."""
+    if not bool((states != states[0]).any()):
+        raise DataError("Got X whose rows are all equal, but expected states that vary.")
 
 
 def auc(finder: DirectionFinder, X: Array, y: Array) -> float:  # noqa: N803

@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
+from typing_extensions import Self
 
-from expertsteer.arrays import Array, as_states, like
-from expertsteer.directions.base import DirectionFinder
+from expertsteer.arrays import Array, as_labels, as_states, like
+from expertsteer.directions.base import DirectionFinder, require_variation
 from expertsteer.errors import DataError, ParameterError
 
 __all__ = ["NoGradientError", "RecursiveFeatureMachine"]
 
 # Below this distance two points count as one and exert no gradient on each other.
 _SAME_POINT = 1e-10
+# Memory for a batch of layers on a GPU, and the n x n matrices that are there at once.
+_BATCH_BYTES = 1 << 30
+_MATRICES = 10
 
 
 class NoGradientError(DataError):
     """The bandwidth is so small that every point stands alone."""
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """What training leaves of one layer."""
+
+    mean: torch.Tensor
+    points: torch.Tensor
+    offset: torch.Tensor
+    carry: torch.Tensor
+    length: torch.Tensor
+    alpha: torch.Tensor
+    eigenvalues: torch.Tensor
+    directions: torch.Tensor
 
 
 class RecursiveFeatureMachine(DirectionFinder):
@@ -106,79 +125,114 @@ class RecursiveFeatureMachine(DirectionFinder):
             if value < 1:
                 raise ParameterError(f"Got {name}={value}, but expected at least 1.")
 
+    def fit_layers(self, X: Array, y: Array) -> list[Self | None]:  # noqa: N803
+        """Find a direction in each of many layers; see `DirectionFinder.fit_layers`."""
+        self._check_parameters()
+        states = as_states("X", X, ndim=3).movedim(1, 0)
+        labels = as_labels(y, states.shape[1]).to(states.device)
+        for layer in states:
+            require_variation(layer)
+        fitted: list[Self | None] = []
+        for batch in states.split(_layers_at_once(states)):
+            for layer, machine in zip(batch, self._train(batch, labels), strict=True):
+                if machine is None:
+                    fitted.append(None)
+                    continue
+                copy = self.unfitted()
+                fitted.append(copy._finish(copy._take(machine), layer, labels, X))
+        return fitted
+
     def _solve(self, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        (machine,) = self._train(states[None], labels)
+        if machine is None:
+            raise NoGradientError(
+                f"Got states on which bandwidth={self.bandwidth} leaves no gradient, but "
+                "expected one. Choose a larger bandwidth, or bandwidth_mode='adaptive'."
+            )
+        return self._take(machine)
+
+    def _take(self, machine: _Machine) -> torch.Tensor:
+        self._machine = machine
+        self.eigenvalues_ = machine.eigenvalues.cpu().numpy()
+        return machine.directions
+
+    def _train(self, states: torch.Tensor, labels: torch.Tensor) -> list[_Machine | None]:
+        """Train a machine a layer; states are (n_layers, n, width)."""
         # Distances do not see the mean, but small differences of large numbers do.
-        self._mean = states.mean(0)
-        points = states - self._mean
+        means = states.mean(1)
+        points = states - means[:, None]
         offset = labels.mean() if self.center else torch.zeros_like(labels[0])
         targets = (labels - offset).double()
-        gram = (points @ points.T).double()
+        gram = (points @ points.mT).double()
 
-        features = gram  # X M^{1/2} enters only through its Gram matrix X M X^T
-        combination = None  # B, with G = B X and M = G^T G / scale
-        scale = torch.ones((), dtype=torch.float64, device=states.device)
-        for _ in range(self.n_iterations):
-            distances, kernel = self._kernel(features)
+        # X M^{1/2} enters only through its Gram matrix X M X^T; G = B X and M = G^T G / scale.
+        features, combination, projected, scale = gram, gram, gram, gram
+        for iteration in range(self.n_iterations):
+            distances, kernel, length = self._kernel(features)
             alpha = self._regress(kernel, targets)
             pull = torch.where(distances < _SAME_POINT, 0.0, kernel / distances)
-            pull = pull * alpha / self._length
+            pull = pull * alpha[:, None] / length
             # Row k of A X is sum_i pull_ki (x_i - x_k), the gradient before the metric.
-            step = pull - torch.diag(pull.sum(1))
-            if combination is None:
-                combination = step
+            step = pull - torch.diag_embed(pull.sum(-1))
+            # Times M = X^T B^T B X / scale from the right, in coordinates of X.
+            combination = step @ projected @ combination / scale if iteration else step
+            projected = gram @ combination.mT
+            if self.bandwidth_mode == "adaptive":
+                # The median divides any scale out again, so the cheapest will do: the trace.
+                scale = (combination * projected.mT).sum((1, 2), keepdim=True)
             else:
-                # Times M = X^T B^T B X / scale from the right, in coordinates of X.
-                combination = step @ (gram @ combination.T) @ combination / scale
-            # The largest entry of a Gram matrix lies on its diagonal.
-            columns = (combination.float() @ points).square().sum(0)
-            scale = columns.max().double()
-            if not bool(scale > 0):
-                raise NoGradientError(
-                    f"Got states on which bandwidth={self.bandwidth} leaves no gradient, but "
-                    "expected one. Choose a larger bandwidth, or bandwidth_mode='adaptive'."
-                )
-            projected = gram @ combination.T
-            features = projected @ projected.T / scale
+                scale = _largest_entry(combination, points)
+            # Left on its device: a question in every round would have the CPU wait for a GPU.
+            scale = torch.where(scale > 0, scale, 1.0)
+            features = projected @ projected.mT / scale
 
-        assert combination is not None
-        _, kernel = self._kernel(features)
-        self._points, self._offset = points, offset
-        self._combination, self._scale = combination, scale
-        self._alpha = self._regress(kernel, targets)
-        return self._leading_eigenvectors(gram, combination, scale, points)
+        _, kernel, length = self._kernel(features)
+        alpha = self._regress(kernel, targets)
+        largest = _largest_entry(combination, points)
+        # M = G^T G has the eigenvalues of G G^T = B (X X^T) B^T, and eigenvectors G^T u.
+        values, vectors = torch.linalg.eigh(
+            combination @ projected / torch.where(largest > 0, largest, 1.0)
+        )
+        k = min(self.n_directions, values.shape[1])
+        leading = vectors.flip(2)[:, :, :k]
+        directions = (leading.mT @ combination).float() @ points
+        return [
+            _Machine(
+                mean=means[layer],
+                points=points[layer],
+                offset=offset,
+                # ||x - z||_M = ||G (x - z)||: carries both to n coordinates.
+                carry=combination[layer] / scale[layer].sqrt(),
+                length=length[layer],
+                alpha=alpha[layer],
+                eigenvalues=values[layer].flip(0)[:k].float(),
+                directions=directions[layer],
+            )
+            if has_gradient
+            else None
+            for layer, has_gradient in enumerate((largest > 0).flatten().tolist())
+        ]
 
-    def _kernel(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        squares = features.diagonal()
-        distances = squares[:, None] + squares - 2 * features
+    def _kernel(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return distances, kernel and kernel length from Gram matrices, (n_layers, n, n)."""
+        squares = features.diagonal(dim1=1, dim2=2)
+        distances = squares[:, :, None] + squares[:, None] - 2 * features
         distances = distances.clamp_min_(0).sqrt_()
-        distances.fill_diagonal_(0)
-        self._length: float | torch.Tensor = self.bandwidth
+        distances.diagonal(dim1=1, dim2=2).zero_()
+        length = torch.full_like(distances[:, :1, :1], self.bandwidth)
         if self.bandwidth_mode == "adaptive":
-            n = len(distances)
-            upper = distances[torch.triu_indices(n, n, 1, device=distances.device).unbind()]
-            # Left on its device: a number would have the CPU wait for a GPU.
-            self._length = self.bandwidth * upper.median().clamp_min(_SAME_POINT)
-        return distances, torch.exp(-distances / self._length)
+            n = distances.shape[1]
+            rows, columns = torch.triu_indices(n, n, 1, device=distances.device)
+            medians = distances[:, rows, columns].median(1).values
+            length = length * medians.clamp_min(_SAME_POINT)[:, None, None]
+        return distances, torch.exp(-distances / length), length
 
     def _regress(self, kernel: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         regularised = kernel.clone()
-        regularised.diagonal().add_(self.ridge)
+        regularised.diagonal(dim1=1, dim2=2).add_(self.ridge)
         factor = torch.linalg.cholesky(regularised)
-        return torch.cholesky_solve(targets[:, None], factor)[:, 0]
-
-    def _leading_eigenvectors(
-        self,
-        gram: torch.Tensor,
-        combination: torch.Tensor,
-        scale: torch.Tensor,
-        points: torch.Tensor,
-    ) -> torch.Tensor:
-        # M = G^T G has the eigenvalues of G G^T = B (X X^T) B^T, and eigenvectors G^T u.
-        values, vectors = torch.linalg.eigh(combination @ gram @ combination.T / scale)
-        k = min(self.n_directions, len(values))
-        self.eigenvalues_ = values.flip(0)[:k].float().cpu().numpy()
-        leading = vectors.flip(1)[:, :k]
-        return (leading.T @ combination).float() @ points
+        right = targets[:, None].expand(len(kernel), -1, 1)
+        return torch.cholesky_solve(right, factor)[..., 0]
 
     def predict(self, X: Array) -> Array:  # noqa: N803
         """Return the kernel machine's own output, about -1 to +1.
@@ -191,10 +245,25 @@ class RecursiveFeatureMachine(DirectionFinder):
         -------
         array of shape (m,)
         """
-        states = as_states("X", X, min_rows=1).to(self._points.device) - self._mean
-        # ||x - z||_M = ||G (x - z)||, so both sides are carried to n coordinates by G.
-        carry = self._combination / self._scale.sqrt()
-        new = (states @ self._points.T).double() @ carry.T
-        old = (self._points @ self._points.T).double() @ carry.T
-        kernel = torch.exp(-torch.cdist(new, old) / self._length)
-        return like((kernel @ self._alpha + self._offset).float(), X)
+        machine = self._machine
+        states = as_states("X", X, min_rows=1).to(machine.points.device) - machine.mean
+        new = (states @ machine.points.T).double() @ machine.carry.T
+        old = (machine.points @ machine.points.T).double() @ machine.carry.T
+        kernel = torch.exp(-torch.cdist(new, old) / machine.length)
+        return like((kernel @ machine.alpha + machine.offset).float(), X)
+
+
+def _largest_entry(combination: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Return the largest entries of G^T G for G = B X, shape (n_layers, 1, 1)."""
+    # The largest entry of a Gram matrix lies on its diagonal.
+    columns = (combination.float() @ points).square().sum(1)
+    return columns.amax(1).double()[:, None, None]
+
+
+def _layers_at_once(states: torch.Tensor) -> int:
+    """Return how many layers to train in one batch; states are (n_layers, n, width)."""
+    if states.device.type == "cpu":
+        # One problem keeps all cores busy, and several at once leave the cache.
+        return 1
+    n = states.shape[1]
+    return max(1, _BATCH_BYTES // (_MATRICES * 8 * n * n))

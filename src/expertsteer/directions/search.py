@@ -26,14 +26,14 @@ def search_bandwidth(
     *,
     bandwidths: Sequence[float] = BANDWIDTHS,
     rfm: RecursiveFeatureMachine | None = None,
-) -> tuple[RecursiveFeatureMachine, dict[float, float]]:
-    """Fit one RFM a bandwidth and keep the one that ranks validation states best.
+) -> list[tuple[RecursiveFeatureMachine, dict[float, float]]]:
+    """Fit one RFM a layer and bandwidth and keep those that rank validation states best.
 
     Parameters
     ----------
-    X, y : arrays of shape (n, width) and (n,)
+    X, y : arrays of shape (n, n_layers, width) and (n,)
         Training states and labels (+1, -1).
-    X_validation, y_validation : arrays of shape (m, width) and (m,)
+    X_validation, y_validation : arrays of shape (m, n_layers, width) and (m,)
         Held-out states and labels.
     bandwidths : sequence of float, default=(1, 10, 100)
         In the units of the states.
@@ -42,16 +42,15 @@ def search_bandwidth(
 
     Returns
     -------
-    rfm : RecursiveFeatureMachine
-        Fitted with the best bandwidth; the smaller one on ties.
-    scores : dict of float to float
-        Validation AUC of every bandwidth; one so small against the states' distances
-        that no gradient is left is missing here.
+    list of (RecursiveFeatureMachine, dict of float to float), one a layer
+        Fitted with the best bandwidth, the smaller one on ties; and the validation AUC of
+        every bandwidth. One so small against the states' distances that no gradient is
+        left is missing there.
 
     Raises
     ------
     DataError
-        If no bandwidth leaves a gradient.
+        If no bandwidth leaves a gradient in some layer.
 
     Notes
     -----
@@ -60,19 +59,28 @@ def search_bandwidth(
     if not bandwidths:
         raise ParameterError("Got no bandwidths, but expected at least one.")
     template = rfm or RecursiveFeatureMachine()
-    fitted: dict[float, RecursiveFeatureMachine] = {}
-    scores: dict[float, float] = {}
-    failure: NoGradientError | None = None
+    by_bandwidth = {}
     for bandwidth in bandwidths:
         candidate = template.unfitted()
         candidate.bandwidth = bandwidth
-        try:
-            fitted[bandwidth] = candidate.fit(X, y)
-        except NoGradientError as error:
-            failure = error
-            continue
-        scores[bandwidth] = auc(fitted[bandwidth], X_validation, y_validation)
-    if failure is not None and not scores:
-        raise failure
-    best = max(scores, key=lambda bandwidth: scores[bandwidth])
-    return fitted[best], scores
+        by_bandwidth[bandwidth] = candidate.fit_layers(X, y)
+    found = []
+    for layer in range(X.shape[1]):
+        fitted = {
+            bandwidth: machines[layer]
+            for bandwidth, machines in by_bandwidth.items()
+            if machines[layer] is not None
+        }
+        if not fitted:
+            raise NoGradientError(
+                f"Got states on which none of the bandwidths {', '.join(map(str, bandwidths))} "
+                "leaves a gradient, but expected one. Choose larger bandwidths, or "
+                "bandwidth_mode='adaptive'."
+            )
+        scores = {
+            bandwidth: auc(machine, X_validation[:, layer], y_validation)
+            for bandwidth, machine in fitted.items()
+        }
+        best = max(scores, key=lambda bandwidth: scores[bandwidth])
+        found.append((fitted[best], scores))
+    return found
