@@ -141,6 +141,8 @@ def _expertsteer(material: Material, seed: int) -> Vectors:
 
 
 def _transferred(material: Material, seed: int) -> Vectors:
+    if material.expert_texts is not None:
+        return _stacked(material)
     if material.alignment is None:
         raise ParameterError(
             "Got the method 'transferred' without an alignment, but expected one fitted on plain "
@@ -151,6 +153,28 @@ def _transferred(material: Material, seed: int) -> Vectors:
         states = material.expert_states.layer(i)
         direction = material.direction(material.steer.direction, states, material.examples)
         vectors[j] = material.alignment.encode_direction(i, j, direction)
+    return vectors
+
+
+def _stacked(material: Material) -> Vectors:
+    """Carry a direction of all the expert's layers at once, by one ridge a target layer."""
+    assert material.expert_texts is not None and material.target_texts is not None
+    plain, labelled = [], []
+    for layer in material.expert_states.layers[1:]:
+        states = material.expert_texts.layer(layer)
+        mean = states.mean(0)
+        scale = (states - mean).square().sum(1).mean().sqrt()
+        plain.append((states - mean) / scale)
+        labelled.append((material.expert_states.layer(layer) - mean) / scale)
+    joined = torch.cat(plain, 1)
+    direction = material.direction(
+        material.steer.direction, torch.cat(labelled, 1), material.examples
+    )
+    vectors = {}
+    for _, j in material.pairs:
+        fitted = material.steer.aligner.unfitted().fit(joined, material.target_texts.layer(j))
+        carried = direction @ torch.as_tensor(fitted.encoder_weight_)
+        vectors[j] = carried / carried.norm()
     return vectors
 
 

@@ -164,7 +164,9 @@ class TargetBench:
         alignment, texts = None, (None, None)
         if arm.uses_plain_text and expert is not None:
             plain = self._paired_plain_states(arm, expert)
-            if arm.method == "transferred":
+            if arm.stacked:
+                texts = plain
+            elif arm.method == "transferred":
                 table = self.table(expert.name, arm)
                 alignment = Alignment.fit(
                     *plain, pairs, arm.steer().aligner, table=table, progress=False

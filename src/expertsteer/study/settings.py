@@ -166,7 +166,7 @@ class BenchmarkSettings(_Settings):
 
 # Fields that a method has a use of, besides its name.
 _DRAWN = {"n_train", "label_noise"}
-_TRIED = {"layer_strengths", "action", "centred"}
+_TRIED = {"layer_strengths", "action", "centred", "stacked"}
 _STEERED = _DRAWN | {"n_pairs", "position", "positions", "strength_shares"} | _TRIED
 _FOUND = {"direction_options"}
 _PAIRED = {"expert", "strategy", "pairs", "estimator", "aligner_options"}
@@ -229,6 +229,8 @@ class ArmSettings(_Settings):
         mean one of the examples plus the strength.
     centred : bool
         Whether labelled and plain texts that an alignment is fitted on are centred each.
+    stacked : bool
+        Whether a transferred vector comes from all the expert's layers at once.
     """
 
     method: Annotated[str, _one_of((*_OTHER_ARMS, *METHODS))]
@@ -258,6 +260,7 @@ class ArmSettings(_Settings):
     layer_strengths: Literal["equal", "budget"] = "equal"
     action: Literal["add", "clamp"] = "add"
     centred: bool = False
+    stacked: bool = False
 
     @model_validator(mode="before")
     @classmethod
