@@ -158,7 +158,8 @@ def _transferred(material: Material, seed: int) -> Vectors:
 
 def _stacked(material: Material) -> Vectors:
     """Carry a direction of all the expert's layers at once, by one ridge a target layer."""
-    assert material.expert_texts is not None and material.target_texts is not None
+    assert material.expert_texts is not None
+    assert material.target_texts is not None
     plain, labelled = [], []
     for layer in material.expert_states.layers[1:]:
         states = material.expert_texts.layer(layer)
