@@ -98,7 +98,7 @@ def ask(llm: Any, prompts: list[list[int]], steerings: list[Any], **others: Any)
     return llm.generate(inputs, params, use_tqdm=False)
 
 
-def check_same(output: Any, expected: Answer) -> None:
+def check_same(output: Any, expected: Answer, tolerance: float = TOLERANCE) -> None:
     """Compare one request's answer: tokens equal, log-probabilities within the tolerance."""
     completion = output.outputs[0]
     tokens, logprobs = expected
@@ -108,7 +108,7 @@ def check_same(output: Any, expected: Answer) -> None:
         for entry, token in zip(completion.logprobs, completion.token_ids, strict=True)
     ]
     difference = max(abs(a - b) for a, b in zip(found, logprobs, strict=True))
-    assert difference < TOLERANCE
+    assert difference < tolerance
     differences.append(difference)
 
 
