@@ -1,11 +1,12 @@
 """Compare the throughput of vLLM with the plugin, steering, against vLLM without.
 
-Two engines on one model live in this process: a stock one, and one that holds four packs
-and steers every request, each by another mixture of strengths and positions. Both answer
-the same prompts, in turn and in changing order, so that a machine whose speed drifts does
-not favour either. Time is counted twice: by the clock, and as processor time of this process,
-which other programs on the machine disturb less. Runs in the environment that
-`make test-vllm` builds: .venv-vllm/bin/python benchmarks/vllm_throughput.py
+Three engines on one model live in this process: a stock one, one that holds four packs
+and steers every request, each by another mixture of strengths and positions, and a second
+stock one, whose ratio to the first is noise alone. All answer the same prompts, in turn and
+in changing order, so that a machine whose speed drifts does not favour any. Time is counted
+twice: by the clock, and as processor time of this process, which other programs on the
+machine disturb less. Runs in the environment that `make test-vllm` builds:
+.venv-vllm/bin/python benchmarks/vllm_throughput.py
 """
 
 from __future__ import annotations
@@ -102,24 +103,28 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=32, help="at once")
     parser.add_argument("--prompt-tokens", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=24, help="generated, by request")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results/vllm_throughput.json"
     )
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
+    # Apart from each other: vLLM takes every .safetensors file beside a model for weights.
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as beside:
         target = load_model(MODEL, dtype="float32")
         target.model.save_pretrained(scratch)
         target.tokenizer.save_pretrained(scratch)
-        packs = make_packs(target, Path(scratch))
+        packs = make_packs(target, Path(beside))
         engines = {
             "stock": make_engine(scratch, {}, arguments),
             "steered": make_engine(scratch, packs, arguments),
+            # What differs between two engines that are the same.
+            "stock again": make_engine(scratch, {}, arguments),
         }
         rounds = []
         for number in range(-1, arguments.rounds):  # the first one warms up
-            names = sorted(engines, reverse=number % 2 == 0)
+            names = list(engines)
+            names = names[number % len(names) :] + names[: number % len(names)]
             times = {
                 name: timed(engines[name], arguments, steered=name == "steered") for name in names
             }
@@ -140,12 +145,15 @@ def main() -> None:
         "rounds": rounds,
     }
     for kind in ("seconds", "processor_seconds"):
-        ratios = [one["steered"][kind] / one["stock"][kind] for one in rounds]
         medians = {name: median(one[name][kind] for one in rounds) for name in engines}
+        ratios = {
+            name: sorted(one[name][kind] / one["stock"][kind] for one in rounds)
+            for name in ("steered", "stock again")
+        }
         result[kind] = {
             **medians,
-            "ratio_of_medians": medians["steered"] / medians["stock"],
-            "ratio_by_round": sorted(ratios),
+            "over_stock": {name: median(values) for name, values in ratios.items()},
+            "over_stock_by_round": ratios,
         }
     arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     Console().print_json(data={k: result[k] for k in ("seconds", "processor_seconds")})

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,78 +94,88 @@ GPT2_SIZES = {"n_embd": 128}
 PROMPTS = [list(range(10, 10 + length)) for length in (5, 9, 13)]
 
 
+FAMILIES = (
+    *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "olmo2"),
+    *("granite", "stablelm", "starcoder2", "smollm3", "cohere"),
+)
+# The same weights as another architecture, and an added block.
+EXPORTED = ("mistral", "qwen2", "qwen3", "gemma3_text", "olmo2")
+STEERINGS = [
+    {"pack": "first", "strength": 0.3},
+    [{"pack": "first", "positions": "last"}, {"pack": "second", "positions": "prompt"}],
+    None,
+]
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Return a function that saves a small random model of a family, with two packs."""
+    """Return a small random model a family, with two packs and what transformers answers.
 
-    def make(family):
-        folder = tmp_path_factory.mktemp(family)
-        config = copy.deepcopy(tiny_model(family).config)
-        for name, value in (GPT2_SIZES if family == "gpt2" else SIZES).items():
-            setattr(config, name, value)
-        if family == "gemma2":  # vLLM knows it with tied embeddings alone, as all releases are
-            config.tie_word_embeddings = True
-        torch.manual_seed(0)
-        model = type(tiny_model(family))._from_config(config, dtype=torch.float32).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim >= 2:
-                    parameter.normal_(0, 0.08)
-        model.save_pretrained(folder)
-        # As a user's: the description is that of the saved model.
-        language_model = LanguageModel(model, None, family)
-        # Apart from the model: vLLM takes every .safetensors file in its folder for weights.
-        beside = tmp_path_factory.mktemp("packs")
-        packs = {
-            name: save_pack(language_model, beside / name, layers, seed)
-            for seed, (name, layers) in enumerate({"first": (0, 1), "second": (1, 2)}.items())
-        }
-        return model, str(folder), packs
-
-    return make
+    All at once, since vLLM alters the classes of transformers whose models it runs.
+    """
+    return {family: make_small(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
 
 
-def check_small_model(model, folder, packs, tolerance=TOLERANCE, **options):
-    steerings = [
-        {"pack": "first", "strength": 0.3},
-        [{"pack": "first", "positions": "last"}, {"pack": "second", "positions": "prompt"}],
-        None,
-    ]
-    # First, since vLLM alters the classes of transformers that it runs itself.
-    expected = [
-        answer_of_transformers(model, packs, prompt, steering, 8)
-        for prompt, steering in zip(PROMPTS, steerings, strict=True)
-    ]
-    with running(folder, packs, skip_tokenizer_init=True, max_model_len=64, **options) as llm:
-        outputs = ask(llm, PROMPTS, steerings, max_tokens=8, detokenize=False)
-    for output, answer in zip(outputs, expected, strict=True):
+def make_small(family, folder):
+    config = copy.deepcopy(tiny_model(family).config)
+    for name, value in (GPT2_SIZES if family == "gpt2" else SIZES).items():
+        setattr(config, name, value)
+    if family == "gemma2":  # vLLM knows it with tied embeddings alone, as all releases are
+        config.tie_word_embeddings = True
+    if family == "cohere":  # a small scale makes all words nearly equally likely
+        config.logit_scale = 1.0
+    torch.manual_seed(0)
+    model = type(tiny_model(family))._from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, 0.08)
+    model.save_pretrained(folder / "model")
+    # As a user's: the description is that of the saved model.
+    target = LanguageModel(model, tiny_tokenizer(), family)
+    # Apart from the model: vLLM takes every .safetensors file in its folder for weights.
+    packs = {
+        name: save_pack(target, folder / name, layers, seed)
+        for seed, (name, layers) in enumerate({"first": (0, 1), "second": (1, 2)}.items())
+    }
+    made = SimpleNamespace(
+        model=str(folder / "model"),
+        packs=packs,
+        answers=[
+            answer_of_transformers(model, packs, prompt, steering, 8)
+            for prompt, steering in zip(PROMPTS, STEERINGS, strict=True)
+        ],
+    )
+    if family in EXPORTED:
+        pack = SteeringPack.load(packs["first"])
+        exported = export_pack(pack, folder / "out", "weights", strength=0.3, target=target)
+        made.exported = str(exported.path)
+        made.answers_exported = [
+            answer_of_transformers(model, packs, prompt, STEERINGS[0], 8) for prompt in PROMPTS
+        ]
+    return made
+
+
+def check_small_model(made, tolerance=TOLERANCE, **options):
+    sizes = {"skip_tokenizer_init": True, "max_model_len": 64}
+    with running(made.model, made.packs, **sizes, **options) as llm:
+        outputs = ask(llm, PROMPTS, STEERINGS, max_tokens=8, detokenize=False)
+    for output, answer in zip(outputs, made.answers, strict=True):
         check_same(output, answer, tolerance)
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "olmo2",
-        "granite", "stablelm", "starcoder2", "smollm3", "cohere",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("family", FAMILIES)
 def test_families(small, family):
     # vLLM's attention for CPUs caps logits roughly: unsteered it differs by up to 0.002 as well.
-    check_small_model(*small(family), tolerance=5e-3 if family == "gemma2" else TOLERANCE)
+    check_small_model(small[family], tolerance=5e-3 if family == "gemma2" else TOLERANCE)
 
 
-# The same weights as another architecture, and an added block.
-@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "gemma3_text", "olmo2"])
-def test_exported_checkpoints_of_other_families(small, family, tmp_path):
-    model, _, packs = small(family)
-    pack = SteeringPack.load(packs["first"])
-    source = LanguageModel(model, tiny_tokenizer(), family)
-    path = export_pack(pack, tmp_path / "out", "weights", strength=0.3, target=source).path
-    steering = {"pack": "first", "strength": 0.3}
-    expected = [answer_of_transformers(model, packs, prompt, steering, 8) for prompt in PROMPTS]
-    with running(str(path), None, skip_tokenizer_init=True, max_model_len=64) as llm:
+@pytest.mark.parametrize("family", EXPORTED)
+def test_exported_checkpoints_of_other_families(small, family):
+    made = small[family]
+    with running(made.exported, None, skip_tokenizer_init=True, max_model_len=64) as llm:
         outputs = ask(llm, PROMPTS, [None] * len(PROMPTS), max_tokens=8, detokenize=False)
-    for output, answer in zip(outputs, expected, strict=True):
+    for output, answer in zip(outputs, made.answers_exported, strict=True):
         check_same(output, answer)
 
 
@@ -184,8 +195,7 @@ def test_exported_checkpoints_of_other_families(small, family, tmp_path):
 )
 def test_a_model_on_two_processes_is_steered(small, parallel, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    model, folder, packs = small("llama")
-    check_small_model(model, folder, packs, distributed_executor_backend="mp", **{parallel: 2})
+    check_small_model(small["llama"], distributed_executor_backend="mp", **{parallel: 2})
 
 
 @pytest.mark.parametrize(
