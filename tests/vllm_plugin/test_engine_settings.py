@@ -96,7 +96,7 @@ PROMPTS = [list(range(10, 10 + length)) for length in (5, 9, 13)]
 
 FAMILIES = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "olmo2"),
-    *("granite", "stablelm", "starcoder2", "smollm3", "cohere"),
+    *("granite", "stablelm", "starcoder2", "smollm3"),
 )
 # The same weights as another architecture, and an added block.
 EXPORTED = ("mistral", "qwen2", "qwen3", "gemma3_text", "olmo2")
@@ -122,8 +122,6 @@ def make_small(family, folder):
         setattr(config, name, value)
     if family == "gemma2":  # vLLM knows it with tied embeddings alone, as all releases are
         config.tie_word_embeddings = True
-    if family == "cohere":  # a small scale makes all words nearly equally likely
-        config.logit_scale = 1.0
     torch.manual_seed(0)
     model = type(tiny_model(family))._from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
