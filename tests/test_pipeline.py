@@ -126,6 +126,15 @@ def test_validated_keeps_the_pair_that_moves_the_target_most(target, expert):
     assert len(pack.pairs) == 1
 
 
+def test_several_layers_share_the_default_strength(target, expert):
+    for n_pairs, strength in ((1, 0.1), (2, 0.05), (3, 0.033)):
+        steer = dataclasses.replace(STEER, n_pairs=n_pairs)
+        pack = steer.fit(target, expert, labelled(), progress=False)
+        assert (len(pack.layers), pack.strength) == (n_pairs, strength)
+        given = dataclasses.replace(steer, strength=0.2)
+        assert given.fit(target, expert, labelled(), progress=False).strength == 0.2
+
+
 def test_states_in_place_of_models_give_the_same_pack(target, expert, tmp_path):
     examples = labelled()
     states = []

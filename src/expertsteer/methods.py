@@ -141,7 +141,7 @@ def _expertsteer(material: Material, seed: int) -> Vectors:
 
 
 def _transferred(material: Material, seed: int) -> Vectors:
-    if material.expert_texts is not None:
+    if material.alignment is None and material.target_texts is not None:
         return _stacked(material)
     if material.alignment is None:
         raise ParameterError(

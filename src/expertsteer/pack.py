@@ -28,7 +28,7 @@ from expertsteer.tensor_file import PACK_KIND, load_tensor_file, save_tensor_fil
 
 __all__ = ["DEFAULT_STRENGTH", "SteeringPack"]
 
-# Relative to the mean residual norm; what the method's measurements used.
+# Relative to the mean residual norm, for one layer; several share it.
 DEFAULT_STRENGTH = 0.1
 _HUB_FILE = "steering_pack.safetensors"
 
@@ -85,6 +85,17 @@ class SteeringPack:
     def layers(self) -> tuple[int, ...]:
         """Target layers, ascending."""
         return tuple(sorted(self.vectors))
+
+    def at_default_strength(self) -> Self:
+        """Return a pack that proposes the default strength, in equal shares for its layers.
+
+        Notes
+        -----
+        Source: this project. Three layers at a third of the strength do about the damage of
+        one layer.
+        """
+        share = round(DEFAULT_STRENGTH / len(self.vectors), 3)
+        return dataclasses.replace(self, strength=share)
 
     def summary(self) -> dict[str, Any]:
         """Return all but the vectors as plain JSON types."""

@@ -44,7 +44,8 @@ from expertsteer.steering import check_strength
 __all__ = ["ExpertSteer", "ModelOrStates", "fit_alignment", "fit_directions", "render_corpus"]
 
 ModelOrStates = LanguageModel | ModelSource | str | Path | States
-_CANDIDATES_A_PAIR = 6
+# The least for "validated", which fits an encoder to each and steers the target with it.
+_CANDIDATES = 6
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ExpertSteer:
         "validated" takes a short list by highest mutual information and keeps the pairs
         whose vectors move the target's preference on the validation split most;
         "lowest_mi" is the paper's.
-    n_pairs : int
+    n_pairs : int, default=1
         Step 2: how many pairs; "explicit" uses all of ``pairs``.
     pairs : tuple of (int, int), optional
         Expert and target layers for "explicit".
@@ -71,8 +72,10 @@ class ExpertSteer:
     bandwidths : tuple of float
         Tried by validation AUC where ``direction`` is a `RecursiveFeatureMachine`;
         empty: its own bandwidth as it is.
-    strength : float
-        Step 4: what the pack proposes, and what "validated" tries.
+    strength : float, optional
+        Step 4: what the pack proposes for each layer, and what "validated" tries; default:
+        0.1 of the mean residual norm, shared by the layers (one that is tried alone has all
+        of it).
     position : {"last", "answer_mean", "prompt_last"}
         Token position states are read from.
     chat_template : bool
@@ -96,7 +99,7 @@ class ExpertSteer:
         default_factory=lambda: RecursiveFeatureMachine(bandwidth_mode="adaptive")
     )
     bandwidths: tuple[float, ...] = BANDWIDTHS
-    strength: float = DEFAULT_STRENGTH
+    strength: float | None = None
     position: str = "last"
     chat_template: bool = False
     keep_encoders: bool = False
@@ -195,7 +198,7 @@ class ExpertSteer:
                 pack = choose_by_preference(
                     pack, target, validation, self.n_pairs, self.chat_template
                 )
-            return pack
+            return pack if self.strength is not None else pack.at_default_strength()
 
         # Several processes share the reading; what follows takes one.
         return made_by_main(fit, SteeringPack.save, SteeringPack.load, "the fit")
@@ -225,7 +228,7 @@ class ExpertSteer:
             target=alignment.target,
             expert=alignment.expert,
             pairs=tuple(measured),
-            strength=self.strength,
+            strength=DEFAULT_STRENGTH if self.strength is None else self.strength,
             encoders=alignment.encoders if self.keep_encoders else {},
             provenance=self._provenance(examples, alignment),
         )
@@ -316,7 +319,8 @@ class ExpertSteer:
 
     def _check_settings(self) -> None:
         """Raise on settings that would otherwise fail after minutes of collecting."""
-        check_strength(self.strength)
+        if self.strength is not None:
+            check_strength(self.strength)
         if (self.strategy == "explicit") != (self.pairs is not None):
             raise ParameterError(
                 f"Got strategy={self.strategy!r} {'with' if self.pairs else 'without'} pairs, but "
@@ -349,7 +353,7 @@ class ExpertSteer:
         if self.strategy != "validated":
             return select_pairs(table, self.strategy, self.n_pairs, self.pairs)
         most = table.shape[1] if n_targets is None else n_targets
-        n_candidates = max(self.n_pairs, min(self.n_pairs * _CANDIDATES_A_PAIR, most))
+        n_candidates = max(self.n_pairs, min(max(_CANDIDATES, 2 * self.n_pairs), most))
         # Each target layer with the expert layer that knows most about it: the layers of
         # lowest information are those where the expert has read nothing yet.
         return select_pairs(table, "highest_mi", n_candidates)

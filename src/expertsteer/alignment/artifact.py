@@ -232,7 +232,9 @@ class Alignment:
             pairs=tuple(chosen),
             provenance=provenance | {"alignment": self.provenance, "versions": package_versions()},
         )
-        return pack if strength is None else dataclasses.replace(pack, strength=strength)
+        if strength is None:
+            return pack.at_default_strength()
+        return dataclasses.replace(pack, strength=strength)
 
     def summary(self) -> dict[str, Any]:
         """Return all but the encoders as plain JSON types."""

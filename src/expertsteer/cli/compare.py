@@ -72,7 +72,7 @@ def compare(
     direction_options: method.DirectionOptions = None,
     bandwidths: method.Bandwidths = None,
     position: method.TokenPosition = method.PositionName.last,
-    strength: method.Strength = 0.1,
+    strength: method.Strength = None,
     dtype: options.Dtype = options.DtypeName.auto,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
@@ -134,7 +134,8 @@ def compare(
         keep_encoders=False,
         seed=seed,
     )
-    check_strength(strength)
+    if strength is not None:
+        check_strength(strength)
     known = SteeringPack.load(pack) if pack else None
     plain_text = options.beginnings(text, n_beginnings, seed)
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)

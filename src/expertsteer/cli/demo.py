@@ -19,7 +19,12 @@ def demo(
     output: options.OutputFolder = Path("demo-output"),
     target: options.TargetModel = "gemma-3-270m",
     expert: options.ExpertModel = "smollm2-135m-instruct",
-    strength: Annotated[float, typer.Option(help="Relative to the mean residual norm.")] = 0.1,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="For each layer, relative to the mean residual norm. Default: the pack's own."
+        ),
+    ] = None,
     dtype: options.Dtype = options.DtypeName.auto,
     cache_dir: options.CacheDir = None,
     no_cache: options.NoCache = False,
@@ -75,7 +80,7 @@ def demo(
         target_model,
         [pack],
         words.generation_prompts,
-        [strength, -strength],
+        [pack.strength, -pack.strength],
         max_new_tokens=24,
         repetition_penalty=1.2,
     )

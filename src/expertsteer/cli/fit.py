@@ -61,7 +61,7 @@ def fit(
     direction_options: method.DirectionOptions = None,
     bandwidths: method.Bandwidths = None,
     position: method.TokenPosition = method.PositionName.last,
-    strength: method.Strength = 0.1,
+    strength: method.Strength = None,
     keep_encoders: Annotated[
         bool, typer.Option("--keep-encoders", help="Store the encoders in the pack.")
     ] = False,

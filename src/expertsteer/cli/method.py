@@ -126,9 +126,10 @@ TokenPosition = Annotated[
     ),
 ]
 Strength = Annotated[
-    float,
+    float | None,
     typer.Option(
-        help="Step 4: strength the pack proposes, relative to the mean residual norm.",
+        help="Step 4: strength the pack proposes for each layer, relative to the mean residual "
+        "norm. Default: 0.1, shared by the layers.",
         rich_help_panel=_METHOD,
     ),
 ]
@@ -155,7 +156,7 @@ def build_method(
     direction: DirectionName,
     direction_options: list[str] | None,
     bandwidths: list[float] | None,
-    strength: float,
+    strength: float | None,
     position: PositionName,
     chat_template: bool,
     keep_encoders: bool,
