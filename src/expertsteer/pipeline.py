@@ -211,10 +211,8 @@ class ExpertSteer:
 
         # Step 3: a direction a pair, from the encoded states of the expert.
         encoded = [
-            alignment.encode(
-                pair.expert_layer, pair.target_layer, expert_states.layer(pair.expert_layer)
-            )
-            for pair in chosen
+            torch.as_tensor(alignment.encode(i, j, expert_states.layer(i)))
+            for i, j in ((pair.expert_layer, pair.target_layer) for pair in chosen)
         ]
         found = fit_directions(self.direction, torch.stack(encoded, 1), examples, self.bandwidths)
         vectors, measured = {}, []
