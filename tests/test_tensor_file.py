@@ -60,7 +60,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
         scratch.write_bytes(old[:100])
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("expertsteer.tensor_file.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(ExpertSteerError, match=r"Cannot write .*No space left on device"):
         save_tensor_file(path, "thing", {}, {})
     assert path.read_bytes() == old

@@ -179,7 +179,7 @@ def test_ablations_differ_where_their_setting_does(study_file, tmp_path, cache):
         {"method": "transferred", "name": "few sentences", "n_sentences": 10},
         {"method": "expertsteer", "name": "itself", "expert": "target"},
         {"method": "expertsteer", "name": "lowest", "strategy": "lowest_mi"},
-        {"method": "transferred", "name": "aligned", "aligner": "aligned"},
+        {"method": "transferred", "name": "rotated", "aligner": "procrustes"},
         "transferred",
         "lora",
     ]
