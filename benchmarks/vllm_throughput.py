@@ -26,13 +26,13 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import numpy as np
 import torch
 import vllm
 from rich.console import Console
 from vllm import LLM, SamplingParams
 
 from expertsteer import LanguageModel, SteeringPack, load_model
+from expertsteer.evaluation.intervals import statistic_interval
 from expertsteer.provenance import describe_machine, package_versions
 
 MODEL = "smollm2-135m-instruct"
@@ -99,13 +99,6 @@ def timed(engine: LLM, arguments: argparse.Namespace, *, steered: bool) -> dict[
     return seconds
 
 
-def interval_of(ratios: list[float]) -> list[float]:
-    """Return the 95 % bootstrap interval of the median."""
-    rng = np.random.default_rng(0)
-    medians = [np.median(rng.choice(ratios, len(ratios))) for _ in range(4000)]
-    return np.quantile(medians, [0.025, 0.975]).tolist()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=32, help="at once")
@@ -161,7 +154,12 @@ def main() -> None:
         result[kind] = {
             **medians,
             "over_stock": {name: median(values) for name, values in ratios.items()},
-            "over_stock_interval": {name: interval_of(values) for name, values in ratios.items()},
+            "over_stock_interval": {
+                name: statistic_interval(
+                    lambda places, values=values: median(values[n] for n in places), len(values)
+                )
+                for name, values in ratios.items()
+            },
             "over_stock_by_round": ratios,
         }
     arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

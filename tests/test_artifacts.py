@@ -63,11 +63,25 @@ def test_a_file_is_described_without_loading_torch(tmp_path):
     assert "loaded: set()" in shown.stdout
 
 
+def test_a_file_with_something_behind_its_tensors_is_refused(tmp_path):
+    path = save_tensor_file(tmp_path / "long", "alignment", {"a": torch.ones(2)}, {})
+    with path.open("ab") as file:
+        file.write(b"rest")
+    for read in (load_tensor_file, read_description):
+        with pytest.raises(PackError, match=r"truncated or not safetensors .*bytes, but expected"):
+            read(path, "alignment" if read is load_tensor_file else ["alignment"])
+
+
 def test_what_is_none_of_them_is_refused(tmp_path):
     save_file({"a": torch.ones(4)}, tmp_path / "plain.safetensors")
     (tmp_path / "notes.txt").write_text("not an artifact")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").touch()
+    odd = json.dumps({"__metadata__": 5}).encode()
+    (tmp_path / "odd").write_bytes(len(odd).to_bytes(8, "little") + odd)
     for name, error, message in (
+        ("empty", PackError, "truncated or not safetensors"),
+        ("odd", PackError, "truncated or not safetensors"),
         ("plain.safetensors", PackError, "format None, but expected a steering pack or an align"),
         ("notes.txt", PackError, "truncated or not safetensors"),
         ("nowhere", PackError, "no such file"),

@@ -24,7 +24,12 @@ from expertsteer.models import (
     unwrap,
 )
 from expertsteer.steering import Steering, check_strength
-from expertsteer.tensor_file import PACK_KIND, load_tensor_file, save_tensor_file
+from expertsteer.tensor_file import (
+    PACK_KIND,
+    complete_description,
+    load_tensor_file,
+    save_tensor_file,
+)
 
 __all__ = ["DEFAULT_STRENGTH", "SteeringPack"]
 
@@ -329,7 +334,7 @@ class SteeringPack:
             If the file is missing, damaged, altered, no pack, or for another model.
         """
         tensors, fields = load_tensor_file(path, PACK_KIND)
-        try:
+        with complete_description(path):
             layers = fields["layers"]
             pack = cls(
                 vectors=dict(zip(layers, tensors.pop("vectors"), strict=True)),
@@ -343,8 +348,6 @@ class SteeringPack:
                 encoders=encoders_from(tensors),
                 provenance=fields["provenance"],
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise PackError(f"Got {path}, but its description is incomplete ({error}).") from error
         if model is not None:
             pack.check_target(model, force=force)
         return pack

@@ -455,7 +455,7 @@ def fit_directions(
             rfm=direction,
         )
         return [(finder, scores[finder.bandwidth]) for finder, scores in searched]
-    fitted = [direction.unfitted().fit(layer, labels[train]) for layer in states[train].unbind(1)]
+    fitted = direction.fit_layers(states[train], labels[train])
     if not can_score:
         return [(finder, None) for finder in fitted]
     held_out = states[validation].unbind(1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ALIGNMENT_KIND",
     "PACK_KIND",
+    "complete_description",
     "load_tensor_file",
     "read_description",
     "save_tensor_file",
@@ -111,8 +113,12 @@ def load_tensor_file(path: str | Path, kind: str) -> tuple[dict[str, torch.Tenso
         If the file is missing, truncated, altered, of another kind or a newer version.
     """
     _, description = read_description(path, [kind])
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, [kind], error) from error
+    return tensors, description
 
 
 def read_description(path: str | Path, kinds: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -137,17 +143,15 @@ def read_description(path: str | Path, kinds: Sequence[str]) -> tuple[str, dict[
         If the file is missing, truncated, altered, of another kind or a newer version.
     """
     path = Path(path)
-    nouns = [kind.replace("-", " ") for kind in kinds]
-    wanted = " or ".join(f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" for noun in nouns)
+    wanted = " or ".join(
+        f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" for noun in map(_noun, kinds)
+    )
     if not path.is_file():
         raise PackError(f"Got {path}, but there is no such file. Expected {wanted}.")
     try:
         metadata, contents = _read(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PackError(
-            f"Got {path}, but it is not a readable {' or '.join(nouns)}: truncated or not "
-            f"safetensors ({error})."
-        ) from error
+        raise _unreadable(path, kinds, error) from error
     found = metadata.get("format")
     kind = next((kind for kind in kinds if found == f"expertsteer-{kind}"), None)
     if kind is None:
@@ -163,6 +167,32 @@ def read_description(path: str | Path, kinds: Sequence[str]) -> tuple[str, dict[
     return kind, json.loads(text)
 
 
+@contextmanager
+def complete_description(path: str | Path) -> Iterator[None]:
+    """Within it, what a description lacks is an error that names the file.
+
+    Raises
+    ------
+    PackError
+        Where a field is missing or of another kind.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise PackError(f"Got {path}, but its description is incomplete ({error}).") from error
+
+
+def _noun(kind: str) -> str:
+    return kind.replace("-", " ")
+
+
+def _unreadable(path: str | Path, kinds: Sequence[str], error: Exception) -> PackError:
+    return PackError(
+        f"Got {path}, but it is not a readable {' or '.join(map(_noun, kinds))}: truncated or not "
+        f"safetensors ({error})."
+    )
+
+
 _Content = tuple[tuple[int, ...], str, memoryview]
 
 
@@ -173,12 +203,13 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, _Content]]:
         content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(bytes(content[8:start]))
-    metadata = header.pop("__metadata__", {})
+    metadata = dict(header.pop("__metadata__", {}))
+    end = start + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if end != len(content):
+        raise ValueError(f"{len(content):,} bytes, but expected {end:,}")
     contents = {}
     for name, tensor in header.items():
         first, last = tensor["data_offsets"]
-        if start + last > len(content):
-            raise ValueError(f"{len(content):,} bytes, but expected {start + last:,}")
         shape = tuple(tensor["shape"])
         contents[name] = (shape, _TYPES.get(tensor["dtype"], ""), content[start:][first:last])
     return metadata, contents

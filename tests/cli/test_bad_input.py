@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expertsteer import States
+from expertsteer.tensor_file import PACK_KIND, save_tensor_file
 from helpers import contents
 
 ROWS = [
@@ -463,6 +464,13 @@ def test_other_commands_refuse_odd_files_too(world, made, refused, work, kind, s
     refused("transfer", "odd.safetensors", *alignment, "--layer", 1, says=says)
     aligned = ["-e", world.expert, "-d", world.data, "--alignment", "odd.safetensors"]
     refused("fit", *aligned, says=("odd.safetensors", "alignment"))
+
+
+def test_a_pack_that_says_too_little(world, refused, work):
+    save_tensor_file(work / "bare", PACK_KIND, {"vectors": torch.ones(1, 32)}, {"layers": [1]})
+    says = ("bare.safetensors", "description is incomplete")
+    refused("inspect", "bare.safetensors", says=says)
+    refused("generate", "-t", world.target, "-p", "bare.safetensors", "we", says=says)
 
 
 def test_a_pack_in_place_of_an_alignment(made, refused):

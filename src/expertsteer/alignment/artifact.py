@@ -21,7 +21,12 @@ from expertsteer.pack import SteeringPack, encoders_from
 from expertsteer.pairing import mutual_information_table
 from expertsteer.provenance import describe_settings, package_versions
 from expertsteer.states import States
-from expertsteer.tensor_file import ALIGNMENT_KIND, load_tensor_file, save_tensor_file
+from expertsteer.tensor_file import (
+    ALIGNMENT_KIND,
+    complete_description,
+    load_tensor_file,
+    save_tensor_file,
+)
 
 __all__ = ["Alignment"]
 
@@ -264,7 +269,7 @@ class Alignment:
             If the file is missing, damaged, altered or no alignment.
         """
         tensors, fields = load_tensor_file(path, ALIGNMENT_KIND)
-        try:
+        with complete_description(path):
             return cls(
                 encoders=encoders_from(tensors),
                 pairs=tuple(LayerPair(**pair) for pair in fields["pairs"]),
@@ -276,8 +281,6 @@ class Alignment:
                 mutual_information=tensors["mutual_information"],
                 provenance=fields["provenance"],
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise PackError(f"Got {path}, but its description is incomplete ({error}).") from error
 
     def _encoder(self, expert_layer: int, target_layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         try:

@@ -28,6 +28,7 @@ def inspect(
     Example: expertsteer inspect happy.safetensors
     """
     from expertsteer.artifacts import STATES_KIND, describe_artifact
+    from expertsteer.tensor_file import complete_description
 
     kind, summary = describe_artifact(path)
     if plot:
@@ -35,16 +36,21 @@ def inspect(
     if as_json:
         print_json(summary)
         return
+    # All of it before anything is printed: the description may lack something.
+    with complete_description(path):
+        shown = [_model_table(role, summary[role]) for role in _ROLES if summary.get(role)]
+        if kind == STATES_KIND:
+            rest = {key: value for key, value in summary.items() if key != "model"}
+        else:
+            shown += _pairs_shown(kind, summary)
+            rest = {"provenance": summary["provenance"]}
     answer.print(f"[bold]{escape(str(path))}[/bold]: {kind.replace('-', ' ')}")
-    for role in ("target", "expert", "model"):
-        if summary.get(role):
-            answer.print(_model_table(role, summary[role]))
-    if kind == STATES_KIND:
-        rest = {key: value for key, value in summary.items() if key != "model"}
-    else:
-        _print_pairs(kind, summary)
-        rest = {"provenance": summary["provenance"]}
+    for part in shown:
+        answer.print(part)
     answer.print(yaml.safe_dump(rest, sort_keys=False, allow_unicode=True).rstrip(), markup=False)
+
+
+_ROLES = ("target", "expert", "model")
 
 
 def _plot(path: Path, kind: str, plot: Path) -> None:
@@ -60,15 +66,18 @@ def _plot(path: Path, kind: str, plot: Path) -> None:
     say(f"picture written to {plot}")
 
 
-def _print_pairs(kind: str, summary: dict[str, Any]) -> None:
+def _pairs_shown(kind: str, summary: dict[str, Any]) -> list[str | Table]:
     from expertsteer.tensor_file import PACK_KIND
 
+    shown: list[str | Table] = []
     if kind == PACK_KIND:
-        answer.print(f"proposed strength: {summary['strength']:g} × mean residual norm")
-        answer.print(f"steers the layers {', '.join(map(str, summary['layers']))}")
+        shown = [
+            f"proposed strength: {summary['strength']:g} × mean residual norm",
+            f"steers the layers {', '.join(map(str, summary['layers']))}",
+        ]
     pairs = [LayerPair(**pair) for pair in summary["pairs"]]
     norms = {int(layer): norm for layer, norm in summary["mean_residual_norms"].items()}
-    answer.print(pairs_table(pairs, norms))
+    return [*shown, pairs_table(pairs, norms)]
 
 
 def _model_table(role: str, fields: dict[str, Any]) -> Table:

@@ -58,7 +58,7 @@ class DirectionFinder(Estimator, abc.ABC):
         require_variation(states)
         return self._finish(self._solve(states, labels), states, labels, X)
 
-    def fit_layers(self, X: Array, y: Array) -> list[Self | None]:  # noqa: N803
+    def fit_layers(self, X: Array, y: Array) -> list[Self]:  # noqa: N803
         """Find a direction in each of many layers, in one batch where the method has one.
 
         Parameters
@@ -70,9 +70,8 @@ class DirectionFinder(Estimator, abc.ABC):
 
         Returns
         -------
-        list of DirectionFinder or None
-            A fitted copy a layer; None where a `RecursiveFeatureMachine` has a bandwidth
-            that leaves no gradient.
+        list of DirectionFinder
+            A fitted copy a layer.
 
         Raises
         ------

@@ -24,6 +24,12 @@ _MATRICES = 10
 class NoGradientError(DataError):
     """The bandwidth is so small that every point stands alone."""
 
+    def __init__(self, bandwidth: float) -> None:
+        super().__init__(
+            f"Got states on which bandwidth={bandwidth} leaves no gradient, but expected one. "
+            "Choose a larger bandwidth, or bandwidth_mode='adaptive'."
+        )
+
 
 @dataclass(frozen=True)
 class _Machine:
@@ -125,8 +131,28 @@ class RecursiveFeatureMachine(DirectionFinder):
             if value < 1:
                 raise ParameterError(f"Got {name}={value}, but expected at least 1.")
 
-    def fit_layers(self, X: Array, y: Array) -> list[Self | None]:  # noqa: N803
+    def fit_layers(self, X: Array, y: Array) -> list[Self]:  # noqa: N803
         """Find a direction in each of many layers; see `DirectionFinder.fit_layers`."""
+        fitted = []
+        for machine in self.try_layers(X, y):
+            if machine is None:
+                raise NoGradientError(self.bandwidth)
+            fitted.append(machine)
+        return fitted
+
+    def try_layers(self, X: Array, y: Array) -> list[Self | None]:  # noqa: N803
+        """Find a direction in each layer whose states leave a gradient.
+
+        Parameters
+        ----------
+        X, y : arrays of shape (n, n_layers, width) and (n,)
+            As `fit_layers` takes them.
+
+        Returns
+        -------
+        list of RecursiveFeatureMachine or None
+            A fitted copy a layer; None where the bandwidth leaves no gradient.
+        """
         self._check_parameters()
         states = as_states("X", X, ndim=3).movedim(1, 0)
         labels = as_labels(y, states.shape[1]).to(states.device)
@@ -145,10 +171,7 @@ class RecursiveFeatureMachine(DirectionFinder):
     def _solve(self, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         (machine,) = self._train(states[None], labels)
         if machine is None:
-            raise NoGradientError(
-                f"Got states on which bandwidth={self.bandwidth} leaves no gradient, but "
-                "expected one. Choose a larger bandwidth, or bandwidth_mode='adaptive'."
-            )
+            raise NoGradientError(self.bandwidth)
         return self._take(machine)
 
     def _take(self, machine: _Machine) -> torch.Tensor:

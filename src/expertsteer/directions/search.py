@@ -63,7 +63,7 @@ def search_bandwidth(
     for bandwidth in bandwidths:
         candidate = template.unfitted()
         candidate.bandwidth = bandwidth
-        by_bandwidth[bandwidth] = candidate.fit_layers(X, y)
+        by_bandwidth[bandwidth] = candidate.try_layers(X, y)
     found = []
     for layer in range(X.shape[1]):
         fitted = {
@@ -72,11 +72,7 @@ def search_bandwidth(
             if machines[layer] is not None
         }
         if not fitted:
-            raise NoGradientError(
-                f"Got states on which none of the bandwidths {', '.join(map(str, bandwidths))} "
-                "leaves a gradient, but expected one. Choose larger bandwidths, or "
-                "bandwidth_mode='adaptive'."
-            )
+            raise NoGradientError(bandwidths[-1])
         scores = {
             bandwidth: auc(machine, X_validation[:, layer], y_validation)
             for bandwidth, machine in fitted.items()
