@@ -204,6 +204,9 @@ def _name(index: int, count: int) -> str:
 def _ended(doing: str, error: RuntimeError) -> ExpertSteerError:
     found = re.search(r"Ranks? ([\d, ]+) failed to pass", str(error))
     indices = [int(number) for number in found[1].split(",")] if found else []
+    if not indices and n_processes() == 2:
+        # gloo names nobody when the connection was closed before it began to wait.
+        indices = [1 - process_index()]
     names = " and ".join(_name(index, n_processes()) for index in indices)
     return ExpertSteerError(
         f"Got no answer from {names or 'another process'}, which ended early, but expected all "

@@ -27,7 +27,7 @@ COLLECT = ("collect", "-o", "states", "--batch-tokens", "64")
 
 # Runs the command line, writes a shard a batch, and loses a process in the middle.
 LOSING = """
-    import os, signal, sys
+    import os, signal, sys, time
     from expertsteer.cli.app import main
     from expertsteer.states import saved
     from expertsteer.states.reading import BlockReader
@@ -39,6 +39,8 @@ LOSING = """
         passes.append(batch)
         if os.environ["RANK"] == os.environ.get("LOST") and len(passes) == 4:
             os.kill(os.getpid(), signal.SIGKILL)
+        if len(passes) == 4:
+            time.sleep(float(os.environ.get("LATE", "0")))
         return read(reader, batch)
 
     BlockReader._read_texts = counted
@@ -51,14 +53,14 @@ def launch(*command: object, **environment: str) -> subprocess.CompletedProcess[
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.run(
         [*torchrun, "--nproc-per-node", "2", *map(str, command)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())} | environment,
         capture_output=True,
         text=True,
         timeout=240,
     )
 
 
-def start_by_hand(script: Path, *command: str, lost: int) -> list[subprocess.Popen[str]]:
+def start_by_hand(script: Path, *command: str, **environment: str) -> list[subprocess.Popen[str]]:
     """Start two processes without a launcher that would end the one that is left."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -69,8 +71,8 @@ def start_by_hand(script: Path, *command: str, lost: int) -> list[subprocess.Pop
             [sys.executable, str(script), *command],
             env=os.environ
             | common
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOST": str(lost)}
-            | {"OMP_NUM_THREADS": "1"},
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+            | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -160,10 +162,12 @@ def test_a_lost_process_is_reported_and_its_share_done_on_restart(world, run, wo
     assert torch.equal(States.load("states").values, States.load("alone").values)
 
 
+# Late: the connection is closed before the process that is left begins to wait.
+@pytest.mark.parametrize("late", ["0", "3"])
 @pytest.mark.parametrize("lost", [0, 1])
-def test_the_process_that_is_left_names_the_other(world, work, losing, lost):
+def test_the_process_that_is_left_names_the_other(world, work, losing, lost, late):
     collect = [*COLLECT, "-m", world.target, "-d", world.data]
-    started = start_by_hand(losing, *collect, lost=lost)
+    started = start_by_hand(losing, *collect, LOST=str(lost), LATE=late)
     try:
         ended = [process.communicate(timeout=120) for process in started]
     finally:
@@ -172,11 +176,9 @@ def test_the_process_that_is_left_names_the_other(world, work, losing, lost):
     left = 1 - lost
     assert started[lost].returncode == -9
     assert started[left].returncode == 1
-    # The main process alone knows which one it waits for.
-    other = "process 2 of 2" if lost == 1 else "another process"
     assert (
-        f"process {left + 1} of 2: error: Got no answer from {other}, which ended early"
-        in (ended[left][1])
+        f"process {left + 1} of 2: error: Got no answer from process {lost + 1} of 2, which ended"
+        in ended[left][1]
     )
     assert "Traceback" not in ended[left][1]
 
