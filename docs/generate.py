@@ -155,8 +155,11 @@ def method_page() -> str:
 
 def findings_page() -> str:
     """Return the page of the studies' findings with its tables filled in."""
+    from expertsteer.study.report import MEASURES
+
     names = [path.parent.name for path in sorted(STUDIES.glob("*/study.json"))]
-    return _filled(FINDINGS, {name: _study(STUDIES / name) for name in names})
+    tables = {name: _study(STUDIES / name) for name in names}
+    return _filled(FINDINGS, tables | {"measures": MEASURES})
 
 
 def performance_page() -> str:

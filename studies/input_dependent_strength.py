@@ -1,4 +1,4 @@
-"""Steer only the prompts that the expert's own score asks for: does it pay?
+"""Steer only the prompts that the expert's own score asks for.
 
 Reads a finished study and measures nothing anew in the target: an item that is not steered has
 the value it has without steering. Of every cell of the chosen method, the expert reads the
@@ -148,9 +148,7 @@ def choose_by_score(
     folder: Annotated[Path, typer.Argument(help="What `expertsteer study` wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="A JSON file.")],
     method: Annotated[str, typer.Option(help="The arm whose steering is chosen.")] = "expertsteer",
-    expert: Annotated[
-        list[str] | None, typer.Option(help="Only this expert; repeatable.")
-    ] = None,
+    expert: Annotated[list[str] | None, typer.Option(help="Only this expert; repeatable.")] = None,
 ) -> None:
     """Compare steering where the expert asks for it with steering everywhere."""
     from rich.table import Table

@@ -62,22 +62,7 @@ class Material:
         """Return a finder's unit direction in some states of the examples."""
         layers = states[:, None]
         ((fitted, _),) = fit_directions(finder, layers, examples, self.steer.bandwidths)
-        if len(fitted.directions_) > 1:
-            return _label_direction(torch.as_tensor(fitted.directions_), states, examples)
         return torch.as_tensor(fitted.direction_).float()
-
-
-def _label_direction(
-    directions: torch.Tensor, states: torch.Tensor, examples: LabelledExamples
-) -> torch.Tensor:
-    """Return the mean difference of the classes within the span of some directions."""
-    train = np.asarray(examples.splits) == "train"
-    labels = torch.from_numpy(examples.labels[train])
-    rows = states[torch.from_numpy(train)]
-    difference = rows[labels > 0].mean(0) - rows[labels < 0].mean(0)
-    basis, _ = torch.linalg.qr(directions.float().T)
-    found = basis @ (basis.T @ difference.float())
-    return found / found.norm()
 
 
 def _own(finder: DirectionFinder) -> Callable[[Material, int], Vectors]:
@@ -141,8 +126,6 @@ def _expertsteer(material: Material, seed: int) -> Vectors:
 
 
 def _transferred(material: Material, seed: int) -> Vectors:
-    if material.alignment is None and material.target_texts is not None:
-        return _stacked(material)
     if material.alignment is None:
         raise ParameterError(
             "Got the method 'transferred' without an alignment, but expected one fitted on plain "
@@ -153,29 +136,6 @@ def _transferred(material: Material, seed: int) -> Vectors:
         states = material.expert_states.layer(i)
         direction = material.direction(material.steer.direction, states, material.examples)
         vectors[j] = material.alignment.encode_direction(i, j, direction)
-    return vectors
-
-
-def _stacked(material: Material) -> Vectors:
-    """Carry a direction of all the expert's layers at once, by one ridge a target layer."""
-    assert material.expert_texts is not None
-    assert material.target_texts is not None
-    plain, labelled = [], []
-    for layer in material.expert_states.layers[1:]:
-        states = material.expert_texts.layer(layer)
-        mean = states.mean(0)
-        scale = (states - mean).square().sum(1).mean().sqrt()
-        plain.append((states - mean) / scale)
-        labelled.append((material.expert_states.layer(layer) - mean) / scale)
-    joined = torch.cat(plain, 1)
-    direction = material.direction(
-        material.steer.direction, torch.cat(labelled, 1), material.examples
-    )
-    vectors = {}
-    for _, j in material.pairs:
-        fitted = material.steer.aligner.unfitted().fit(joined, material.target_texts.layer(j))
-        carried = direction @ torch.as_tensor(fitted.encoder_weight_)
-        vectors[j] = carried / carried.norm()
     return vectors
 
 

@@ -13,6 +13,7 @@ from expertsteer.alignment import (
     AutoEncoder,
     Procrustes,
     Ridge,
+    autoencoder,
 )
 from expertsteer.errors import DataError, ParameterError
 
@@ -289,3 +290,24 @@ def test_unusable_states():
         Ridge().fit(expert, target).encode(expert[:, :15])
     with pytest.raises(ParameterError, match="target_width"):
         AutoEncoder().fit(expert)
+
+
+@pytest.mark.parametrize(("width", "rounds"), [(40, 1), (6, 10)])
+def test_the_alternation_ends_where_nothing_is_left_to_lower(monkeypatch, width, rounds):
+    rng = np.random.default_rng(5)
+    expert = rng.normal(size=(30, 50)).astype("float32")
+    target = rng.normal(size=(30, width)).astype("float32")
+    calls = []
+    original = autoencoder._way_back
+    monkeypatch.setattr(
+        autoencoder, "_way_back", lambda *given: calls.append(given) or original(*given)
+    )
+    aligner = AlignedAutoEncoder(weight=1.0)
+    aligner._solve(torch.from_numpy(expert), torch.from_numpy(target), width)
+    assert len(calls) == rounds
+    # What further rounds would have found.
+    monkeypatch.setattr(autoencoder, "_REACHED", 0.0)
+    whole = AlignedAutoEncoder(weight=1.0)
+    whole._solve(torch.from_numpy(expert), torch.from_numpy(target), width)
+    assert len(calls) == rounds + 10
+    assert aligner.loss_ == pytest.approx(whole.loss_, rel=1e-6)

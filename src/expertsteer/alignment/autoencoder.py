@@ -21,6 +21,8 @@ __all__ = ["AlignedAutoEncoder", "AutoEncoder"]
 # Shares of the variance: what counts as lost by the encoder, and the ridge of the way back.
 _LOST = 1e-12
 _DECODER_RIDGE = 1e-9
+# Share of the expert's variance that the way back may lack and count as the best there is.
+_REACHED = 1e-9
 
 _Solution = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -146,7 +148,8 @@ class AlignedAutoEncoder(Aligner):
     is wide, say), the way back costs nothing and any weight above 0 gives `Ridge`. With
     f(h) = h W + b and g(z) = z D + c, the ridge r adds r (\|W D\|^2 / the first variance
     + λ \|W\|^2 / the second). Solved by alternating least squares: either half has a
-    closed form given the other, so no round raises the sum.
+    closed form given the other, so no round raises the sum. The rounds start from `Ridge`
+    and end early where both terms are as low as they can be.
 
     Parameters
     ----------
@@ -215,6 +218,11 @@ class AlignedAutoEncoder(Aligner):
             # Without the damping here as well, the two halves would pull at two losses and
             # the rounds could raise either.
             d = _way_back(encoder.T @ (damped * encoder), (gram * encoder).T)
+            # No way back is better than Z^T Z / (Z^T Z + damping), and the first encoder, ridge,
+            # is the best for the other term: where both are had, nothing is left to lower.
+            lacking = gram * (encoder @ d - (gram / damped).flatten().diag()).square()
+            if lacking.sum() < _REACHED * total_x:
+                break
             # Setting the gradient in the encoder to zero:
             # (Z^T Z + damping) W (D D^T / total_x + w / total_y)
             #     = Z^T Z D^T / total_x + w Z^T A / total_y
@@ -231,7 +239,7 @@ class AlignedAutoEncoder(Aligner):
         bias = y.mean - (x.mean @ x.v) @ encoder @ y.v.T
         # In float32, as `encode` will give them: the decoder must not lean on digits lost there.
         states = (encoded @ y.v.T + y.mean).float()
-        return between_bases(x, encoder, y), bias.float(), *ridge_decoder(states, expert)
+        return between_bases(x, encoder, y), bias.float(), *ridge_decoder(states, x)
 
 
 def _way_back(squares: torch.Tensor, products: torch.Tensor) -> torch.Tensor:

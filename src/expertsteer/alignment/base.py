@@ -7,7 +7,7 @@ import abc
 import torch
 from typing_extensions import Self
 
-from expertsteer.alignment.linear import ridge_decoder
+from expertsteer.alignment.linear import ThinSVD, ridge_decoder, thin_svd
 from expertsteer.arrays import Array, as_states, like
 from expertsteer.errors import DataError, ParameterError
 from expertsteer.estimator import Estimator
@@ -187,7 +187,7 @@ class EncoderOnly(Aligner):
 
     @abc.abstractmethod
     def _solve_encoder(
-        self, expert: torch.Tensor, target: torch.Tensor
+        self, expert: ThinSVD, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return encoder weight and bias."""
 
@@ -195,8 +195,9 @@ class EncoderOnly(Aligner):
         self, expert: torch.Tensor, target: torch.Tensor | None, width: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         assert target is not None
-        weight, bias = self._solve_encoder(expert, target)
-        return weight, bias, *ridge_decoder(torch.addmm(bias, expert, weight), expert)
+        svd = thin_svd(expert)
+        weight, bias = self._solve_encoder(svd, target)
+        return weight, bias, *ridge_decoder(torch.addmm(bias, expert, weight), svd)
 
 
 def _rows(states: torch.Tensor | None, index: torch.Tensor) -> torch.Tensor | None:

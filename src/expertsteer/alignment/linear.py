@@ -130,10 +130,15 @@ def ridge_solution(
     return weight, (mean - (svd.mean @ svd.v) @ coefficients).float()
 
 
-def ridge_decoder(encoded: torch.Tensor, expert: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def ridge_decoder(encoded: torch.Tensor, expert: ThinSVD) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weight and bias of the best linear way back from encoded to expert states."""
     svd = thin_svd(encoded)
-    return ridge_solution(svd, expert, leave_one_out_ridge(svd, expert))
+    # In the expert's principal coordinates, as many as it has rows instead of its width.
+    coordinates = expert.u * expert.s
+    ridge = leave_one_out_ridge(svd, coordinates)
+    coefficients = ridge_coefficients(svd, coordinates, ridge)
+    weight = svd.v.float() @ (coefficients.float() @ expert.v.float().T)
+    return weight, (expert.mean - (svd.mean @ svd.v) @ coefficients @ expert.v.T).float()
 
 
 def between_bases(left: ThinSVD, core: torch.Tensor, right: ThinSVD) -> torch.Tensor:

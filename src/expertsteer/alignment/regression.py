@@ -7,7 +7,7 @@ import math
 import torch
 
 from expertsteer.alignment.base import EncoderOnly
-from expertsteer.alignment.linear import leave_one_out_ridge, ridge_solution, thin_svd
+from expertsteer.alignment.linear import ThinSVD, leave_one_out_ridge, ridge_solution, thin_svd
 from expertsteer.errors import ParameterError
 
 __all__ = ["CCA", "Procrustes", "Ridge"]
@@ -53,11 +53,10 @@ class Ridge(EncoderOnly):
         _check_ridge(self.ridge)
 
     def _solve_encoder(
-        self, expert: torch.Tensor, target: torch.Tensor
+        self, expert: ThinSVD, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        svd = thin_svd(expert)
-        self.ridge_ = leave_one_out_ridge(svd, target) if self.ridge is None else self.ridge
-        return ridge_solution(svd, target, self.ridge_)
+        self.ridge_ = leave_one_out_ridge(expert, target) if self.ridge is None else self.ridge
+        return ridge_solution(expert, target, self.ridge_)
 
 
 class Procrustes(EncoderOnly):
@@ -72,9 +71,9 @@ class Procrustes(EncoderOnly):
     """
 
     def _solve_encoder(
-        self, expert: torch.Tensor, target: torch.Tensor
+        self, expert: ThinSVD, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, y = thin_svd(expert), thin_svd(target)
+        x, y = expert, thin_svd(target)
         # X^T Y = Vx (Sx Ux^T Uy Sy) Vy^T, so only the small core is decomposed.
         a, s, bt = torch.linalg.svd(x.s[:, None] * (x.u.T @ y.u) * y.s, full_matrices=False)
         rotation = (x.v @ a) @ (bt @ y.v.T)
@@ -118,9 +117,9 @@ class CCA(EncoderOnly):
             )
 
     def _solve_encoder(
-        self, expert: torch.Tensor, target: torch.Tensor
+        self, expert: ThinSVD, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, y = thin_svd(expert), thin_svd(target)
+        x, y = expert, thin_svd(target)
         scale_x = (x.s.square() + self.ridge * x.s.square().mean()).sqrt()
         scale_y = (y.s.square() + self.ridge * y.s.square().mean()).sqrt()
         core = (x.s / scale_x)[:, None] * (x.u.T @ y.u) * (y.s / scale_y)

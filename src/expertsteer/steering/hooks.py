@@ -18,7 +18,7 @@ from expertsteer.errors import ModelError, ParameterError
 from expertsteer.models import block_output, check_layers, find_blocks, unwrap
 from expertsteer.steering.positions import STEERED_POSITIONS, PositionTracker
 
-__all__ = ["Clamping", "Steering", "check_strength"]
+__all__ = ["Steering", "check_strength"]
 
 
 def check_strength(strength: float) -> float:
@@ -139,43 +139,6 @@ class Steering:
             mask = self._tracker.mask(self.positions, hidden)
             added = torch.where(mask[..., None], added, -0.0)
         steered = hidden + added
-        return (steered, *output[1:]) if isinstance(output, tuple) else steered
-
-
-class Clamping(Steering):
-    """Sets the projection of the residual stream on one unit vector a layer to a level.
-
-    Parameters
-    ----------
-    model, vectors, positions
-        As of `Steering`.
-    levels : mapping of int to float
-        By layer, in units of the residual stream.
-
-    Notes
-    -----
-    Source: this project, on trial.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        vectors: Mapping[int, torch.Tensor],
-        levels: Mapping[int, float],
-        positions: str = "all",
-    ) -> None:
-        super().__init__(model, vectors, positions)
-        self.levels = {id(self.blocks[layer]): level for layer, level in levels.items()}
-
-    def _add(
-        self, block: nn.Module, inputs: Any, output: Any, *, vector: _Placed
-    ) -> torch.Tensor | tuple[Any, ...]:
-        hidden = block_output(output)
-        unit = vector.near(hidden)
-        missing = self.levels[id(block)] - hidden @ unit
-        if self._tracker is not None:
-            missing = torch.where(self._tracker.mask(self.positions, hidden), missing, 0.0)
-        steered = hidden + missing[..., None] * unit
         return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from expertsteer.plots import save_figure
-from expertsteer.study.settings import StudySettings
+from expertsteer.study.settings import ArmSettings, StudySettings
 
 __all__ = ["Frame", "draw_figures", "labels_of"]
 
@@ -140,11 +140,17 @@ def _cells(study: StudySettings, frame: Frame) -> Figure:
 
 
 def _sweep(study: StudySettings, averages: Frame) -> Figure:
-    """Draw the average effect over the values of one setting, a line a method."""
+    """Draw the average effect over the values of one setting, a line a method.
+
+    What the setting is nothing to is a level across the picture.
+    """
     assert study.sweep is not None
     usual = getattr(study, study.sweep, None)
-    values = {arm.name: getattr(arm, study.sweep) or usual for arm in study.methods}
-    kinds = {arm.name: arm.method for arm in study.methods}
+    given = {arm.name: getattr(arm, study.sweep) for arm in study.methods}
+    values = {name: usual if value is None else value for name, value in given.items()}
+    unset = ArmSettings.model_fields[study.sweep].default
+    varied = {name for name, value in given.items() if value != unset}
+    kinds = {arm.name: _kind(arm, study.sweep) for arm in study.methods}
     targets = list(dict.fromkeys(averages["target"]))
     figure = Figure(figsize=(1 + 5 * len(targets), 4), layout="constrained")
     panels = figure.subplots(1, len(targets), squeeze=False, sharey=True)[0]
@@ -156,8 +162,14 @@ def _sweep(study: StudySettings, averages: Frame) -> Figure:
             line = line.assign(value=line["method"].map(values)).dropna(subset=["value"])
             line = line.sort_values("value")
             label = f"{kind} ({expert})" if isinstance(expert, str) else str(kind)
-            axes.plot(line["value"], line["effect"], marker="o", markersize=4, label=label)
-            axes.fill_between(line["value"], line["effect_low"], line["effect_high"], alpha=0.15)
+            effect, low, high = line["effect"], line["effect_low"], line["effect_high"]
+            if not varied.intersection(line["method"]):
+                color = axes.plot([], [], linestyle="--", label=label)[0].get_color()
+                axes.axhline(effect.item(), color=color, linestyle="--")
+                axes.axhspan(low.item(), high.item(), color=color, alpha=0.1, linewidth=0)
+                continue
+            spread = (effect - low, high - effect)
+            axes.errorbar(line["value"], effect, spread, marker="o", markersize=4, label=label)
         axes.axhline(0, color="grey", linewidth=0.8)
         axes.set_xlabel(study.sweep)
         if study.sweep in ("n_train", "n_beginnings"):
@@ -167,6 +179,12 @@ def _sweep(study: StudySettings, averages: Frame) -> Figure:
     panels[0].set_ylabel("effect, nats")
     panels[0].legend(fontsize=7)
     return figure
+
+
+def _kind(arm: ArmSettings, sweep: str) -> str:
+    """Return what an arm is besides the setting that is swept."""
+    settings = arm.model_dump(exclude_defaults=True, exclude={"method", "name", "expert", sweep})
+    return ", ".join([arm.method, *(f"{name} {value}" for name, value in settings.items())])
 
 
 def _transfer(study: StudySettings, frame: Frame) -> Figure:

@@ -24,7 +24,6 @@ from expertsteer.models import LanguageModel
 from expertsteer.pack import SteeringPack
 from expertsteer.pairing import mutual_information_table, select_pairs
 from expertsteer.states import States
-from expertsteer.steering import Clamping, Steering
 from expertsteer.study.drawing import first_questions, with_label_noise
 from expertsteer.study.plain import PlainText
 from expertsteer.study.settings import ArmSettings, ModelSettings, StudySettings
@@ -164,16 +163,13 @@ class TargetBench:
         alignment, texts = None, (None, None)
         if arm.uses_plain_text and expert is not None:
             plain = self._paired_plain_states(arm, expert)
-            if arm.stacked:
-                texts = plain
-            elif arm.method == "transferred":
+            if arm.method == "transferred":
                 table = self.table(expert.name, arm)
                 alignment = Alignment.fit(
                     *plain, pairs, arm.steer().aligner, table=table, progress=False
                 )
             elif arm.alignment_text == "both":
-                join = _joined_centred if arm.centred else _joined
-                texts = (join(expert_states, plain[0]), join(target_states, plain[1]))
+                texts = (_joined(expert_states, plain[0]), _joined(target_states, plain[1]))
             else:
                 texts = plain
         steer = arm.steer(self.benchmark.seed)
@@ -202,30 +198,11 @@ class TargetBench:
 
     def _pack(self, vectors: dict[int, torch.Tensor], arm: ArmSettings) -> SteeringPack:
         states = self.states(self.target.name, arm.position)
-        pack = SteeringPack(
+        return SteeringPack(
             vectors=vectors,
             mean_residual_norms={j: states.mean_residual_norm(j) for j in vectors},
             target=self.model.description,
         )
-        if arm.layer_strengths == "budget" and len(vectors) > 1:
-            alone = {j: self._strength(pack.restrict([j]), arm) for j in vectors}
-            largest = max(alone.values()) or 1.0
-            scaled = {j: vector * (alone[j] / largest) for j, vector in vectors.items()}
-            pack = dataclasses.replace(pack, vectors=scaled)
-        return pack
-
-    def _steering(
-        self, pack: SteeringPack, strength: float, arm: ArmSettings, positions: str
-    ) -> Steering:
-        steering = pack.apply(self.model, strength, positions)
-        if arm.action == "add":
-            return steering
-        states = self.states(self.target.name, arm.position)
-        levels = {
-            j: float(states.layer(j).mean(0) @ v) + strength * pack.mean_residual_norms[j]
-            for j, v in pack.vectors.items()
-        }
-        return Clamping(self.model.model, pack.vectors, levels, positions)
 
     # Strength -------------------------------------------------------------------------
 
@@ -237,7 +214,7 @@ class TargetBench:
             lambda strength: self.damage_on_budget(
                 # Damage is what the vector does to text that is read, whichever tokens an
                 # arm steers; otherwise steering fewer tokens would cost nothing here.
-                self._steering(pack, strength, arm, "all")
+                pack.apply(self.model, strength, "all")
             ),
             self.study.budget,
             damage=self.study.damage,
@@ -246,7 +223,7 @@ class TargetBench:
 
     def _effect(self, pack: SteeringPack, strength: float, arm: ArmSettings) -> np.ndarray:
         task, metric = self.subject.validation
-        steering = self._steering(pack, strength, arm, self._positions(arm))
+        steering = pack.apply(self.model, strength, self._positions(arm))
         with self.lower_blocks.skipped(steering), steering:
             return item_values(self.model, task, metric) - self.unsteered
 
@@ -302,11 +279,11 @@ class TargetBench:
         # What `calibrate` would do: no clear gain on the validation split, no steering.
         cell |= {"strength": round(strength, 6), "beats_zero": interval[0] > 0}
         positions = self._positions(arm)
-        steering = self._steering(pack, strength, arm, positions) if strength else None
+        steering = pack.apply(self.model, strength, positions) if strength else None
         cell["test"] = self._measure(steering)
         scored = cost_so_far(self.model)
         damage = (
-            self.damage_on_test(self._steering(pack, strength, arm, "all"))
+            self.damage_on_test(pack.apply(self.model, strength, "all"))
             if strength
             else self.undamaged
         )
@@ -394,11 +371,6 @@ def _own_pairs(layers: list[int]) -> Pairs:
 
 def _joined(first: States, second: States) -> States:
     return dataclasses.replace(first, values=torch.cat([first.values, second.values]))
-
-
-def _joined_centred(first: States, second: States) -> States:
-    parts = [states.values - states.values.mean(0, keepdim=True) for states in (first, second)]
-    return dataclasses.replace(first, values=torch.cat(parts))
 
 
 def _rounded(interval: tuple[float, float]) -> list[float]:

@@ -18,6 +18,7 @@ from expertsteer.study.figures import Frame, draw_figures, labels_of
 from expertsteer.study.settings import StudySettings
 
 __all__ = [
+    "MEASURES",
     "average_frame",
     "average_table",
     "cell_frame",
@@ -67,6 +68,17 @@ def load_cells(folder: str | Path) -> tuple[StudySettings, list[dict[str, Any]],
             missing.append({key: named[key] for key in _KEYS} | {"error": row["error"]})
     return study, cells, about | {"missing": missing}
 
+
+# What the columns of all studies' tables are.
+MEASURES = (
+    "Shares of right answers in per cent; preference in nats a token. `*`: the unsteered expert "
+    "answers no more questions rightly than the target, so there is nothing to transfer. Judged: "
+    "the judge's score of what is written after the test prompts; repeated: the share of its "
+    "4-grams of words that occurred in it before. Intervals: 95 % paired bootstrap over items. "
+    "Averages are over the benchmarks that all methods of the target have. Deployed: cells without "
+    "a clear gain on the validation split stay unsteered. Damage: on plain text, over unsteered. "
+    "Fit: seconds of work. Time: of the test questions, over unsteered."
+)
 
 # What averages are of.
 _AVERAGED = ("change", "change_own", "deployed", "effect", "judged", "repeated")
@@ -339,7 +351,7 @@ def _markdown(study: StudySettings, frame: Frame, averages: Frame, about: dict[s
             "",
         ]
         lines += [average_table(averages, target).to_markdown(index=False, missingval=""), ""]
-    lines += notes(study, about)
+    lines += [MEASURES, "", *notes(study, about)]
     return "\n".join(lines) + "\n"
 
 
@@ -431,7 +443,7 @@ def _shown(value: float | None, digits: int) -> str:
 
 
 def notes(study: StudySettings, about: dict[str, Any]) -> Iterable[str]:
-    """Yield what a reader of the tables has to know: measures, sizes, machine, versions."""
+    """Yield what a reader of one study's tables has to know: sizes, machine, versions."""
     machine = about["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     for cell in about["missing"]:
@@ -444,19 +456,9 @@ def notes(study: StudySettings, about: dict[str, Any]) -> Iterable[str]:
         "the prompts where words are measured)"
     )
     yield (
-        "Shares of right answers in per cent; preference in nats a token. `*`: the unsteered "
-        "expert answers no more questions rightly than the target, so there is nothing to "
-        "transfer. Judged: the judge's score of what is written after the test prompts; repeated: "
-        "the share of its 4-grams of words that occurred in it before. Intervals: 95 % paired "
-        "bootstrap over items. Averages are over the benchmarks "
-        "that all methods of the target have. Deployed: cells without a clear gain on the "
-        f"validation split stay unsteered. Damage: {study.damage} of plain text, over unsteered. "
-        f"Every vector is as strong as a {study.damage} budget of {study.budget:g} allows on other "
-        "plain text. Time: of the test questions, over unsteered."
-    )
-    yield ""
-    yield (
-        f"{sizes}; seeds {', '.join(map(str, study.seeds))}. Machine: {machine['processor']} "
-        f"({machine['instructions']}), {machine['cores']} cores, {machine['memory_gib']} GiB, "
-        f"{', '.join(machine['accelerators']) or 'no accelerator'}; {versions}."
+        f"{sizes}; seeds {', '.join(map(str, study.seeds))}. Every vector is as strong as a "
+        f"{study.damage} budget of {study.budget:g} on other plain text allows. Machine: "
+        f"{machine['processor']} ({machine['instructions']}), {machine['cores']} cores, "
+        f"{machine['memory_gib']} GiB, {', '.join(machine['accelerators']) or 'no accelerator'}; "
+        f"{versions}."
     )

@@ -166,8 +166,7 @@ class BenchmarkSettings(_Settings):
 
 # Fields that a method has a use of, besides its name.
 _DRAWN = {"n_train", "label_noise"}
-_TRIED = {"layer_strengths", "action", "centred", "stacked"}
-_STEERED = _DRAWN | {"n_pairs", "position", "positions", "strength_shares"} | _TRIED
+_STEERED = _DRAWN | {"n_pairs", "position", "positions", "strength_shares"}
 _FOUND = {"direction_options"}
 _PAIRED = {"expert", "strategy", "pairs", "estimator", "aligner_options"}
 
@@ -221,16 +220,6 @@ class ArmSettings(_Settings):
         Which tokens are steered; default: the study's.
     strength_shares : list of float, optional
         In place of the study's.
-    layer_strengths : {"equal", "budget"}
-        Whether several layers are steered at one relative strength, or each in proportion
-        to what the damage budget allows it alone.
-    action : {"add", "clamp"}
-        Whether the vector is added, or the states' projection on it set to a level: the
-        mean one of the examples plus the strength.
-    centred : bool
-        Whether labelled and plain texts that an alignment is fitted on are centred each.
-    stacked : bool
-        Whether a transferred vector comes from all the expert's layers at once.
     """
 
     method: Annotated[str, _one_of((*_OTHER_ARMS, *METHODS))]
@@ -257,10 +246,6 @@ class ArmSettings(_Settings):
         _one_of((None, "all", "prompt", "generated", "last")),  # type: ignore[arg-type]
     ] = None
     strength_shares: _Shares | None = None
-    layer_strengths: Literal["equal", "budget"] = "equal"
-    action: Literal["add", "clamp"] = "add"
-    centred: bool = False
-    stacked: bool = False
 
     @model_validator(mode="before")
     @classmethod
