@@ -68,7 +68,7 @@ class ExpertSteer:
     pairs : tuple of (int, int), optional
         Expert and target layers for "explicit".
     direction : DirectionFinder
-        Step 3; default: `RecursiveFeatureMachine` with an adaptive bandwidth.
+        Step 3; default: `RecursiveFeatureMachine`.
     bandwidths : tuple of float
         Tried by validation AUC where ``direction`` is a `RecursiveFeatureMachine`;
         empty: its own bandwidth as it is.
@@ -95,9 +95,7 @@ class ExpertSteer:
     strategy: str = "validated"
     n_pairs: int = 1
     pairs: tuple[tuple[int, int], ...] | None = None
-    direction: DirectionFinder = field(
-        default_factory=lambda: RecursiveFeatureMachine(bandwidth_mode="adaptive")
-    )
+    direction: DirectionFinder = field(default_factory=RecursiveFeatureMachine)
     bandwidths: tuple[float, ...] = BANDWIDTHS
     strength: float | None = None
     position: str = "last"
@@ -109,7 +107,7 @@ class ExpertSteer:
         """Return exactly the paper's method.
 
         An auto-encoder trained by gradient descent on the expert's states alone, the
-        pairs of lowest mutual information, and RFM with the usual bandwidths.
+        pairs of lowest mutual information, and RFM with the usual bandwidths and ridge.
 
         Parameters
         ----------
@@ -122,7 +120,7 @@ class ExpertSteer:
             aligner=AutoEncoder(solver="gradient", random_state=seed),
             strategy="lowest_mi",
             n_pairs=n_pairs,
-            direction=RecursiveFeatureMachine(),
+            direction=RecursiveFeatureMachine(bandwidth_mode="constant", ridge=1e-3),
         )
 
     def fit(

@@ -18,6 +18,13 @@ from expertsteer.directions import (
 from expertsteer.errors import DataError, ParameterError
 
 
+def published(bandwidth=10.0, **settings):
+    """Return a machine with the settings the paper and xrfm share."""
+    return RecursiveFeatureMachine(
+        bandwidth=bandwidth, bandwidth_mode="constant", ridge=1e-3, **settings
+    )
+
+
 def problem(n=100, d=30, seed=0, noise=0.3):
     rng = np.random.default_rng(seed)
     axis = rng.normal(size=d) / np.sqrt(d)
@@ -50,7 +57,7 @@ def by_definition(X, y, bandwidth, ridge, n_iterations):
 @pytest.mark.parametrize("bandwidth", [1.0, 10.0])
 def test_the_low_rank_form_is_the_definition(n, d, bandwidth):
     X, y, _ = problem(n, d)
-    rfm = RecursiveFeatureMachine(bandwidth=bandwidth, n_iterations=4, n_directions=3).fit(X, y)
+    rfm = published(bandwidth, n_iterations=4, n_directions=3).fit(X, y)
     direction, values = by_definition(X, y, bandwidth, 1e-3, 4)
     assert abs(direction @ rfm.direction_) > 0.9999
     np.testing.assert_allclose(rfm.eigenvalues_, values[:3], rtol=1e-2, atol=1e-4)
@@ -59,7 +66,7 @@ def test_the_low_rank_form_is_the_definition(n, d, bandwidth):
 def test_against_xrfm():
     xrfm = pytest.importorskip("xrfm")
     X, y, _ = problem(n=256, d=1024)
-    ours = RecursiveFeatureMachine(bandwidth=10.0, n_iterations=5).fit(X, y)
+    ours = published(n_iterations=5).fit(X, y)
     labels = torch.from_numpy(y - y.mean()).float()[:, None]
     oracle = xrfm.rfm_src.RFM(
         kernel="l2_high_dim", bandwidth=10.0, iters=5, device="cpu", verbose=False
@@ -94,9 +101,27 @@ def test_direction_is_found_oriented_and_of_unit_length():
 
 def test_predict_ranks_new_states_and_interpolates_the_old():
     X, y, _ = problem(n=300, noise=0.0)
-    rfm = RecursiveFeatureMachine().fit(X[:200], y[:200])
+    rfm = published().fit(X[:200], y[:200])
     assert auc(rfm, X[200:], y[200:]) > 0.9
     np.testing.assert_allclose(rfm.predict(X[:200]), y[:200], atol=0.2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_wrong_labels_mislead_the_default_less_than_the_published_ridge(seed):
+    # States as models have them: a few directions carry most of the variance.
+    rng = np.random.default_rng(seed)
+    spectrum = np.arange(1, 401) ** -0.5
+    axis = rng.normal(size=400) * spectrum
+    axis /= np.linalg.norm(axis)
+    y = rng.choice([-1, 1], 200)
+    X = (rng.normal(size=(200, 400)) * spectrum + y[:, None] * axis).astype("float32")
+    wrong = rng.permutation(200) < 40
+    for labels, gained in ((y, 0.05), (np.where(wrong, -y, y), 0.2)):
+        default, small = (
+            RecursiveFeatureMachine(**settings).fit(X, labels).direction_ @ axis
+            for settings in ({}, {"ridge": 1e-3})
+        )
+        assert default > small + gained
 
 
 def test_a_shift_of_the_states_changes_nothing():
@@ -167,13 +192,11 @@ def test_layers_are_fitted_as_they_are_alone(mode, monkeypatch):
 def test_a_layer_without_gradient_does_not_cost_the_others():
     X, y, _ = problem()
     layers = np.stack([X * 1e7, X], 1)
-    far, near = RecursiveFeatureMachine(bandwidth=1.0).try_layers(layers, y)
+    far, near = published(1.0).try_layers(layers, y)
     assert far is None
     with pytest.raises(DataError, match=r"bandwidth=1\.0 leaves no gradient"):
-        RecursiveFeatureMachine(bandwidth=1.0).fit_layers(layers, y)
-    np.testing.assert_array_equal(
-        near.direction_, RecursiveFeatureMachine(bandwidth=1.0).fit(X, y).direction_
-    )
+        published(1.0).fit_layers(layers, y)
+    np.testing.assert_array_equal(near.direction_, published(1.0).fit(X, y).direction_)
 
 
 def test_every_finder_fits_layers():
@@ -195,7 +218,7 @@ def test_the_search_keeps_the_best_bandwidth_of_each_layer():
     X, y, _ = problem(n=200)
     layers = np.stack([X, 1e5 * X], 1)
     found = search_bandwidth(
-        layers[:120], y[:120], layers[120:], y[120:], bandwidths=(0.3, 10.0, 1e6)
+        layers[:120], y[:120], layers[120:], y[120:], bandwidths=(0.3, 10.0, 1e6), rfm=published()
     )
     assert len(found) == 2
     for layer, (rfm, scores) in enumerate(found):
@@ -209,12 +232,12 @@ def test_the_search_skips_a_bandwidth_without_gradient():
     X, y, _ = problem(n=200)
     far = X[:, None] * 1e7
     ((rfm, scores),) = search_bandwidth(
-        far[:120], y[:120], far[120:], y[120:], bandwidths=(1.0, 1e8)
+        far[:120], y[:120], far[120:], y[120:], bandwidths=(1.0, 1e8), rfm=published()
     )
     assert set(scores) == {1e8}
     assert rfm.bandwidth == 1e8
     with pytest.raises(DataError, match=r"bandwidth=1\.0 leaves no gradient"):
-        search_bandwidth(far[:120], y[:120], far[120:], y[120:], bandwidths=(1.0,))
+        search_bandwidth(far[:120], y[:120], far[120:], y[120:], bandwidths=(1.0,), rfm=published())
 
 
 @pytest.mark.parametrize(

@@ -174,14 +174,13 @@ def build_method(
     }
     if paper:
         return replace(ExpertSteer.paper(n_pairs=n_pairs, seed=seed), **common)
-    defaults = {"bandwidth_mode": "adaptive"} if direction is DirectionName.rfm else {}
     return ExpertSteer(
         aligner=build_aligner(aligner, aligner_options, seed),
         estimator=estimator.value,
         strategy=strategy.value,
         n_pairs=n_pairs,
         pairs=parse_pairs(pairs),
-        direction=_build(DIRECTIONS[direction.value], direction_options, defaults),
+        direction=_build(DIRECTIONS[direction.value], direction_options, {}),
         bandwidths=tuple(bandwidths or BANDWIDTHS),
         **common,
     )

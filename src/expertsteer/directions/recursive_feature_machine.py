@@ -61,12 +61,12 @@ class RecursiveFeatureMachine(DirectionFinder):
     ----------
     bandwidth : float, default=10.0
         L, see ``bandwidth_mode``.
-    bandwidth_mode : {"constant", "adaptive"}, default="constant"
+    bandwidth_mode : {"adaptive", "constant"}, default="adaptive"
         "constant" takes L in the units of the states (after the metric), as the paper
         does. "adaptive" takes it in multiples of the median distance, anew in every
         round, so that the same L suits layers whose norms differ by orders of magnitude.
-    ridge : float, default=1e-3
-        λ of the regression.
+    ridge : float, default=0.1
+        λ of the regression. The usual 1e-3 fits wrong labels as well as right ones.
     n_iterations : int, default=5
         Rounds T; the usual range is 5 to 10.
     center : bool, default=True
@@ -103,8 +103,8 @@ class RecursiveFeatureMachine(DirectionFinder):
     def __init__(
         self,
         bandwidth: float = 10.0,
-        bandwidth_mode: str = "constant",
-        ridge: float = 1e-3,
+        bandwidth_mode: str = "adaptive",
+        ridge: float = 0.1,
         n_iterations: int = 5,
         center: bool = True,
         n_directions: int = 1,

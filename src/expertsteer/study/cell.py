@@ -54,6 +54,9 @@ class Cell:
             self.arm.model_dump(mode="json", exclude={"name", "expert"}, exclude_defaults=True)
             | {"aligner": self.arm.aligner_name},
         ]
+        if self.arm.uses_rfm:
+            # With defaults: what the default machine is decides these cells.
+            settings.append(self.arm.steer().direction.get_params())
         if self.arm.method == "prompt":
             settings.append(self.benchmark.instruction)
         if self.arm.method != "none":

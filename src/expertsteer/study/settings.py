@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from expertsteer.alignment import ALIGNERS
 from expertsteer.data.formats import KINDS
-from expertsteer.directions import DIRECTIONS, RecursiveFeatureMachine
+from expertsteer.directions import DIRECTIONS
 from expertsteer.errors import ParameterError
 from expertsteer.files import read_yaml
 from expertsteer.methods import METHODS
@@ -281,6 +281,12 @@ class ArmSettings(_Settings):
         return self.method in METHODS
 
     @property
+    def uses_rfm(self) -> bool:
+        """Whether the arm's vectors come from recursive feature machines of its settings."""
+        finds = self.method in ("rfm", "shuffled", "expertsteer", "transferred")
+        return finds and self.direction == "rfm"
+
+    @property
     def uses_plain_text(self) -> bool:
         """Whether an alignment of the arm reads plain text."""
         return self.needs_expert and (
@@ -296,10 +302,7 @@ class ArmSettings(_Settings):
             On an option that the alignment or the direction finder does not have.
         """
         aligner = self._aligner(seed)
-        defaults: dict[str, Any] = {}
-        if DIRECTIONS[self.direction] is RecursiveFeatureMachine:
-            defaults = {"bandwidth_mode": "adaptive"}
-        direction = _made(DIRECTIONS[self.direction], defaults | self.direction_options)
+        direction = _made(DIRECTIONS[self.direction], self.direction_options)
         if self.method == "expertsteer_paper":
             direction = ExpertSteer.paper().direction
         return ExpertSteer(
