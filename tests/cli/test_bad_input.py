@@ -374,7 +374,7 @@ def test_strengths_that_steer_nothing(world, made, refused, strength):
 @pytest.mark.parametrize(
     ("command", "option", "says"),
     [
-        ("fit", ("--aligner", "best"), ("--aligner", "'best'", "'procrustes'")),
+        ("fit", ("--aligner", "best"), ("'--aligner': 'best' is not", "'procrustes'")),
         ("fit", ("--strategy", "all"), ("--strategy", "'all'", "'same_depth'")),
         ("fit", ("--position", "first"), ("--position", "'first'", "'answer_mean'")),
         ("fit", ("--dtype", "float8"), ("--dtype", "'float8'", "'bfloat16'")),

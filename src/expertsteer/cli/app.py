@@ -89,7 +89,8 @@ def _run() -> None:
         # Not standalone: typer would draw a frame around wrong usage, and an error is one line.
         code = app(standalone_mode=False) or 0
     except _UsageError as error:
-        print_error(error.format_message())
+        # typer has pydantic check values, whose messages begin with the kind of the error.
+        print_error(error.format_message().replace("Value error, ", ""))
         if error.ctx:
             say(f"{error.ctx.command_path} --help shows what it takes")
         sys.exit(2)
