@@ -35,7 +35,9 @@ def problem(n: int, d: int, seed: int) -> Problem:
 
 
 def ours(problems: list[Problem]) -> torch.Tensor:
-    rfm = RecursiveFeatureMachine(bandwidth=BANDWIDTH, ridge=RIDGE, n_iterations=N_ITERATIONS)
+    rfm = RecursiveFeatureMachine(
+        bandwidth=BANDWIDTH, bandwidth_mode="constant", ridge=RIDGE, n_iterations=N_ITERATIONS
+    )
     return torch.stack([torch.as_tensor(rfm.fit(x, y).direction_) for x, y in problems])
 
 
