@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import tempfile
 from dataclasses import asdict
 from enum import Enum
@@ -267,14 +266,9 @@ def make_expert(
 
 def main() -> None:
     """Run the command; a user's mistake is one line."""
-    from expertsteer.cli.show import print_error
-    from expertsteer.errors import ExpertSteerError
+    from expertsteer.cli.show import run_script
 
-    try:
-        typer.run(make_expert)
-    except ExpertSteerError as error:
-        print_error(str(error))
-        sys.exit(1)
+    run_script(make_expert)
 
 
 if __name__ == "__main__":

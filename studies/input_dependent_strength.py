@@ -11,7 +11,6 @@ python studies/input_dependent_strength.py STUDY_FOLDER --method default --outpu
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -189,14 +188,9 @@ def choose_by_score(
 
 def main() -> None:
     """Run the command; a user's mistake is one line."""
-    from expertsteer.cli.show import print_error
-    from expertsteer.errors import ExpertSteerError
+    from expertsteer.cli.show import run_script
 
-    try:
-        typer.run(choose_by_score)
-    except ExpertSteerError as error:
-        print_error(str(error))
-        sys.exit(1)
+    run_script(choose_by_score)
 
 
 if __name__ == "__main__":

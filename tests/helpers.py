@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -207,6 +210,15 @@ def greedy(model, ids: torch.Tensor) -> list[list[int]]:
             ids, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0
         )
     return tokens[:, ids.shape[1] :].tolist()
+
+
+def load_script(path: Path) -> ModuleType:
+    """Import a file that is no part of the package: a study, a benchmark, the docs' generator."""
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and annotations are looked up there
+    spec.loader.exec_module(module)
+    return module
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:

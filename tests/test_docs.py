@@ -1,7 +1,7 @@
 """The documentation agrees with the code: pages, links, commands, imports, messages, data."""
 
 import ast
-import importlib.util
+import importlib
 import inspect
 import re
 import shlex
@@ -15,6 +15,7 @@ import yaml
 from expertsteer.cli.app import app
 from expertsteer.data import EffectWords, load_examples
 from expertsteer.study import load_study
+from helpers import load_script
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -78,10 +79,7 @@ def slug(heading):
 
 @pytest.fixture(scope="module")
 def generate():
-    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs/generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "docs/generate.py")
 
 
 def test_command_line_page_is_current(generate):

@@ -1,6 +1,5 @@
 """The harness of the benchmarks, and the page made from what it writes."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -9,20 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from helpers import load_script
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks"
 
-
-def module(name):
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = loaded  # dataclasses look their module up
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-timing = module("timing")
-report = module("report")
+timing = load_script(FOLDER / "timing.py")
+report = load_script(FOLDER / "report.py")
 
 BENCHMARK = '''
 """Two ways to wait."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -14,19 +13,14 @@ import torch
 from expertsteer.cli import show
 from expertsteer.evaluation.open_answers import extract_answer
 from expertsteer.models import load_model
-from helpers import tiny_model, tiny_tokenizer
+from helpers import load_script, tiny_model, tiny_tokenizer
 
 SCRIPT = Path(__file__).resolve().parents[2] / "studies/domain_expert.py"
 
 
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("domain_expert", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # annotations are looked up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return load_script(SCRIPT)
 
 
 @pytest.fixture

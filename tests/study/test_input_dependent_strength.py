@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,18 +12,14 @@ import pytest
 from expertsteer.cli import show
 from expertsteer.study.run import run_study
 from expertsteer.study.settings import load_study
+from helpers import load_script
 
 SCRIPT = Path(__file__).resolve().parents[2] / "studies/input_dependent_strength.py"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("input_dependent_strength", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # annotations are looked up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return load_script(SCRIPT)
 
 
 @pytest.fixture

@@ -135,10 +135,9 @@ def ridge_decoder(encoded: torch.Tensor, expert: ThinSVD) -> tuple[torch.Tensor,
     svd = thin_svd(encoded)
     # In the expert's principal coordinates, as many as it has rows instead of its width.
     coordinates = expert.u * expert.s
-    ridge = leave_one_out_ridge(svd, coordinates)
-    coefficients = ridge_coefficients(svd, coordinates, ridge)
-    weight = svd.v.float() @ (coefficients.float() @ expert.v.float().T)
-    return weight, (expert.mean - (svd.mean @ svd.v) @ coefficients @ expert.v.T).float()
+    weight, bias = ridge_solution(svd, coordinates, leave_one_out_ridge(svd, coordinates))
+    back = expert.v.float().T
+    return weight @ back, bias @ back + expert.mean.float()
 
 
 def between_bases(left: ThinSVD, core: torch.Tensor, right: ThinSVD) -> torch.Tensor:

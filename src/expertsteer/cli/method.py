@@ -180,7 +180,7 @@ def build_method(
         strategy=strategy.value,
         n_pairs=n_pairs,
         pairs=parse_pairs(pairs),
-        direction=_build(DIRECTIONS[direction.value], direction_options, {}),
+        direction=_build(DIRECTIONS[direction.value], direction_options),
         bandwidths=tuple(bandwidths or BANDWIDTHS),
         **common,
     )
@@ -192,7 +192,7 @@ def build_aligner(name: AlignerName, options: list[str] | None, seed: int) -> Al
 
     kind = ALIGNERS[name.value]
     seeded = {"random_state": seed} if "random_state" in kind().get_params() else {}
-    return _build(kind, options, seeded)
+    return _build(kind, options, **seeded)
 
 
 def parse_pairs(pairs: list[str] | None) -> tuple[tuple[int, int], ...] | None:
@@ -214,9 +214,8 @@ def parse_pairs(pairs: list[str] | None) -> tuple[tuple[int, int], ...] | None:
     return tuple(parsed)
 
 
-def _build(kind: type[Any], options: list[str] | None, defaults: dict[str, Any]) -> Any:
+def _build(kind: type[Any], options: list[str] | None, **values: Any) -> Any:
     known = kind().get_params()
-    values = dict(defaults)
     for option in options or []:
         name, equals, value = option.partition("=")
         if not equals or name not in known:

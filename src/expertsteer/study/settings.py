@@ -283,8 +283,7 @@ class ArmSettings(_Settings):
     @property
     def uses_rfm(self) -> bool:
         """Whether the arm's vectors come from recursive feature machines of its settings."""
-        finds = self.method in ("rfm", "shuffled", "expertsteer", "transferred")
-        return finds and self.direction == "rfm"
+        return "direction_options" in _fields_of(self.method) and self.direction == "rfm"
 
     @property
     def uses_plain_text(self) -> bool:
