@@ -184,6 +184,8 @@ def _sweep(study: StudySettings, averages: Frame) -> Figure:
 def _kind(arm: ArmSettings, sweep: str) -> str:
     """Return what an arm is besides the setting that is swept."""
     settings = arm.model_dump(exclude_defaults=True, exclude={"method", "name", "expert", sweep})
+    for options in ("aligner_options", "direction_options"):
+        settings |= settings.pop(options, {})
     return ", ".join([arm.method, *(f"{name} {value}" for name, value in settings.items())])
 
 
