@@ -266,7 +266,7 @@ def make_expert(
 
 def main() -> None:
     """Run the command; a user's mistake is one line."""
-    from expertsteer.cli.show import run_script
+    from expertsteer.cli.running import run_script
 
     run_script(make_expert)
 

@@ -101,7 +101,7 @@ def chosen_effect(change: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
 
 
 def measure(
-    study: StudySettings, cells: list[dict[str, Any]], method: str, only: list[str]
+    study: StudySettings, cells: list[dict[str, Any]], method: str, experts: list[str]
 ) -> list[dict[str, Any]]:
     """Return what choosing by score gives in every cell of a method, an expert at a time."""
     import numpy as np
@@ -126,7 +126,7 @@ def measure(
             if (cell["method"], cell["expert"]) == (method, settings.name)
             and "log_odds" in cell["test"]
         ]
-        if not wanted or (only and settings.name not in only):
+        if not wanted or settings.name not in experts:
             continue
         expert = load_model(settings.source)
         scores: dict[tuple[Any, ...], np.ndarray] = {}
@@ -153,9 +153,12 @@ def choose_by_score(
     from rich.table import Table
 
     from expertsteer.cli.show import answer, say
+    from expertsteer.cli.study import require_packages
     from expertsteer.errors import ParameterError
     from expertsteer.files import write_text
     from expertsteer.provenance import describe_machine, package_versions
+
+    require_packages()
     from expertsteer.study.report import load_cells
 
     study, cells, _ = load_cells(folder)
@@ -165,7 +168,13 @@ def choose_by_score(
             f"Got --method {method!r}, but expected a method of an expert that the study has: "
             f"{', '.join(known)}."
         )
-    rows = measure(study, cells, method, expert or [])
+    experts = [settings.name for settings in study.experts]
+    for name in expert or []:
+        if name not in experts:
+            raise ParameterError(
+                f"Got --expert {name!r}, but expected one of the study's: {', '.join(experts)}."
+            )
+    rows = measure(study, cells, method, expert or experts)
     if not rows:
         raise ParameterError(
             f"Got no finished cell of {method} on prompts in {folder}, but expected some. Run the "
@@ -188,7 +197,7 @@ def choose_by_score(
 
 def main() -> None:
     """Run the command; a user's mistake is one line."""
-    from expertsteer.cli.show import run_script
+    from expertsteer.cli.running import run_script
 
     run_script(choose_by_score)
 

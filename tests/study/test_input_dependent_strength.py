@@ -68,7 +68,7 @@ def test_a_finished_study_is_read(run, study_file, tmp_path):
     assert row["gain"] == pytest.approx(row["chosen"] - row["share"] * row["everywhere"], abs=1e-4)
 
 
-def test_mistakes_are_one_line(run, study_file, tmp_path):
+def test_mistakes_are_one_line(run, study_file, tmp_path, monkeypatch):
     code, _, err = run(tmp_path, "--output", "x.json")
     assert code == 1
     assert "but expected a folder that a study has written" in err
@@ -82,3 +82,14 @@ def test_mistakes_are_one_line(run, study_file, tmp_path):
     assert code == 1
     assert "Got --method 'rfm'" in err
     assert err.count("\n") == 1
+    code, _, err = run(tmp_path / "done", "--output", "x.json", "--expert", "nobody")
+    assert code == 1
+    assert "Got --expert 'nobody', but expected one of the study's: large" in err
+    assert err.count("\n") == 1
+    code, _, err = run(tmp_path / "done")
+    assert code == 2
+    assert err.startswith("error: Missing option '--output'")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, _, err = run(tmp_path / "done", "--output", "x.json")
+    assert code == 1
+    assert "Got no package pandas" in err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -21,18 +21,16 @@ from expertsteer.cli.generate import generate
 from expertsteer.cli.import_ import import_
 from expertsteer.cli.inspect import inspect
 from expertsteer.cli.launch import TERMINATED, check_command, join_launch, was_terminated
+from expertsteer.cli.running import run
 from expertsteer.cli.serve import serve
 from expertsteer.cli.show import print_error, say, warnings_as_messages
 from expertsteer.cli.study import study
 from expertsteer.cli.transfer import transfer
-from expertsteer.errors import ExpertSteerError
 
 __all__ = ["app", "main"]
 
 # What typer makes of Ctrl-C.
 _INTERRUPTED = 130
-# Typer has moved click's errors between releases; this way to them stays.
-_UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="expertsteer",
@@ -81,34 +79,14 @@ def main() -> None:
     where a launcher ended it.
     """
     with join_launch():
-        _run()
-
-
-def _run() -> None:
-    try:
-        # Not standalone: typer would draw a frame around wrong usage, and an error is one line.
-        code = app(standalone_mode=False) or 0
-    except _UsageError as error:
-        # typer has pydantic check values, whose messages begin with the kind of the error.
-        print_error(error.format_message().replace("Value error, ", ""))
-        if error.ctx:
-            say(f"{error.ctx.command_path} --help shows what it takes")
-        sys.exit(2)
-    except ExpertSteerError as error:
-        print_error(str(error))
-        sys.exit(1)
-    except (MemoryError, RuntimeError) as error:
-        # torch has no class of its own for what the CPU's memory cannot hold.
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
-            raise
-        print_error("Out of memory. Use fewer layers or texts, a lower --dtype or a smaller model.")
-        sys.exit(1)
-    if was_terminated():
-        print_error(
-            "Got SIGTERM from the launcher, which sends it when another process has ended early. "
-            "What is done is kept; start the same command again, and it goes on from there."
-        )
-        sys.exit(TERMINATED)
-    if code == _INTERRUPTED:
-        say("interrupted; states collected so far are kept, the same command goes on from them")
-    sys.exit(code)
+        code = run(app)
+        if was_terminated():
+            print_error(
+                "Got SIGTERM from the launcher, which sends it when another process has ended "
+                "early. What is done is kept; start the same command again, and it goes on from "
+                "there."
+            )
+            sys.exit(TERMINATED)
+        if code == _INTERRUPTED:
+            say("interrupted; states collected so far are kept, the same command goes on from them")
+        sys.exit(code)

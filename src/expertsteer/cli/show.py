@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -14,7 +13,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from expertsteer.errors import ExpertSteerError
 from expertsteer.processes import is_launched, process_name
 
 if TYPE_CHECKING:
@@ -37,7 +35,6 @@ __all__ = [
     "print_json",
     "progress",
     "quieten",
-    "run_script",
     "say",
     "warnings_as_messages",
 ]
@@ -64,17 +61,6 @@ def print_error(message: str) -> None:
     # Any of several processes may be the one that fails.
     who = f"{process_name()}: " if is_launched() else ""
     _errors.print(f"{who}[red]error:[/red] {line}", highlight=False, soft_wrap=True)
-
-
-def run_script(command: Callable[..., None]) -> None:
-    """Run a function as a command of its own; a user's mistake is one line and exit code 1."""
-    import typer
-
-    try:
-        typer.run(command)
-    except ExpertSteerError as error:
-        print_error(str(error))
-        sys.exit(1)
 
 
 def print_json(value: Any) -> None:

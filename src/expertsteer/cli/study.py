@@ -11,7 +11,7 @@ import typer
 from expertsteer.cli import options
 from expertsteer.cli.show import print_json, say
 
-__all__ = ["study"]
+__all__ = ["require_packages", "study"]
 
 
 def study(
@@ -42,7 +42,7 @@ def study(
     from expertsteer.study import load_study, run_study
 
     settings = load_study(file)
-    _require_packages(any(arm.method == "lora" for arm in settings.methods))
+    require_packages(any(arm.method == "lora" for arm in settings.methods))
     from expertsteer.study.report import write_report
 
     def plan(n_cells: int, n_left: int, seconds: float) -> None:
@@ -66,8 +66,8 @@ def study(
             say(str(path))
 
 
-def _require_packages(fine_tunes: bool) -> None:
-    """Say before hours of work that packages are missing."""
+def require_packages(fine_tunes: bool = False) -> None:
+    """Raise before hours of work where packages that studies need are missing."""
     from expertsteer.errors import ExpertSteerError
 
     needed = {"pandas": "study", "tabulate": "study", "jinja2": "study"}
