@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -14,9 +17,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import typer
 
 from expertsteer import States, SteeringPack, processes
-from expertsteer.errors import ParameterError
+from expertsteer.cli import launch as launching
+from expertsteer.cli import running
+from expertsteer.errors import ExpertSteerError, ParameterError
 from expertsteer.states.saved import load_tensor_file
 
 pytestmark = pytest.mark.skipif(
@@ -147,8 +153,9 @@ def test_a_lost_process_is_reported_and_its_share_done_on_restart(world, run, wo
     collect = [*COLLECT, "-m", world.target, "-d", world.data]
     first = launch(losing, *collect, LOST="1")
     assert first.returncode != 0
-    said = [line for line in first.stderr.splitlines() if line.startswith("process 1 of 2: error:")]
-    assert len(said) == 1
+    # Not at the start of a line where the signal came in the midst of drawing a progress bar.
+    said = [line for line in first.stderr.splitlines() if "process 1 of 2: error:" in line]
+    assert len(said) == 1, first.stderr
     assert "process 2 of 2, which ended early" in said[0] or "Got SIGTERM from the" in said[0]
     assert "start the same command again" in said[0]
     before = {shard.name for shard in Path("states").glob("shard-*")}
@@ -181,6 +188,54 @@ def test_the_process_that_is_left_names_the_other(world, work, losing, lost, lat
         in ended[left][1]
     )
     assert "Traceback" not in ended[left][1]
+
+
+def test_sigterm_is_one_line_wherever_it_arrives(monkeypatch, capsys):
+    # By the module's name, which the package's attribute of the same name does not shadow.
+    app_module = importlib.import_module("expertsteer.cli.app")
+    failing = typer.Typer()
+
+    @failing.command()
+    def command() -> None:
+        raise ExpertSteerError("Got no answer from process 2 of 2.")
+
+    monkeypatch.setattr(app_module, "app", failing)
+    monkeypatch.setattr(sys, "argv", ["expertsteer"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    main = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
+    monkeypatch.setattr(processes, "_joined", lambda: main)
+    traced = {app_module.__file__, running.__file__, launching.__file__, __file__}
+    codes = []
+    for at in itertools.count():
+        monkeypatch.setattr(launching, "_terminated", False)
+        lines = itertools.count()
+
+        def trace(frame, event, _, at=at, lines=lines):
+            if frame.f_code.co_filename not in traced:
+                return None
+            listening = signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+            if event == "line" and listening and next(lines) == at:
+                signal.raise_signal(signal.SIGTERM)
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            with pytest.raises(SystemExit) as stop:
+                app_module.main()
+        finally:
+            sys.settrace(before)
+        codes.append(stop.value.code)
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1
+        expected = "Got SIGTERM" if codes[-1] == launching.TERMINATED else "Got no answer"
+        assert said[0].startswith(f"process 1 of 2: error: {expected}")
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        if next(lines) <= at:
+            break
+    # Until the outcome is settled a signal decides it, and nothing after.
+    assert codes == sorted(codes, reverse=True)
+    assert set(codes) == {launching.TERMINATED, 1}
 
 
 def test_a_command_that_is_not_shared_is_refused(run, monkeypatch):

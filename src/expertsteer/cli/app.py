@@ -20,17 +20,26 @@ from expertsteer.cli.fit import fit
 from expertsteer.cli.generate import generate
 from expertsteer.cli.import_ import import_
 from expertsteer.cli.inspect import inspect
-from expertsteer.cli.launch import TERMINATED, check_command, join_launch, was_terminated
-from expertsteer.cli.running import run
+from expertsteer.cli.launch import (
+    TERMINATED,
+    check_command,
+    join_launch,
+    leave_launch,
+    stop_listening,
+    was_terminated,
+)
+from expertsteer.cli.running import INTERRUPTED, Outcome, report, run
 from expertsteer.cli.serve import serve
-from expertsteer.cli.show import print_error, say, warnings_as_messages
+from expertsteer.cli.show import say, warnings_as_messages
 from expertsteer.cli.study import study
 from expertsteer.cli.transfer import transfer
 
 __all__ = ["app", "main"]
 
-# What typer makes of Ctrl-C.
-_INTERRUPTED = 130
+_SIGTERM = (
+    "Got SIGTERM from the launcher, which sends it when another process has ended early. What is "
+    "done is kept; start the same command again, and it goes on from there."
+)
 
 app = typer.Typer(
     name="expertsteer",
@@ -78,15 +87,25 @@ def main() -> None:
     Exits with 0 for success, 1 for an error, 2 for wrong usage, 130 for Ctrl-C and 143
     where a launcher ended it.
     """
-    with join_launch():
-        code = run(app)
-        if was_terminated():
-            print_error(
-                "Got SIGTERM from the launcher, which sends it when another process has ended "
-                "early. What is done is kept; start the same command again, and it goes on from "
-                "there."
-            )
-            sys.exit(TERMINATED)
-        if code == _INTERRUPTED:
+    try:
+        outcome = _outcome()
+        if outcome.code == INTERRUPTED and was_terminated():
+            outcome = Outcome(TERMINATED, error=_SIGTERM)
+        code = report(outcome)
+        if code == INTERRUPTED:
             say("interrupted; states collected so far are kept, the same command goes on from them")
-        sys.exit(code)
+    finally:
+        leave_launch()
+    sys.exit(code)
+
+
+def _outcome() -> Outcome:
+    # A signal may come at any line; wherever that is, it is reported once and no error twice.
+    try:
+        join_launch()
+        outcome = run(app)
+        stop_listening()
+    except KeyboardInterrupt:
+        stop_listening()
+        outcome = Outcome(INTERRUPTED)
+    return outcome

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from expertsteer.cli.show import quieten
 from expertsteer.errors import ParameterError
 from expertsteer.processes import is_launched, is_main_process, leave, n_processes
 
-__all__ = ["TERMINATED", "check_command", "join_launch", "was_terminated"]
+__all__ = [
+    "TERMINATED",
+    "check_command",
+    "join_launch",
+    "leave_launch",
+    "stop_listening",
+    "was_terminated",
+]
 
 # What shells make of SIGTERM.
 TERMINATED = 143
@@ -19,24 +24,29 @@ _SHARED = ("fit", "align", "evaluate", "collect")
 _terminated = False
 
 
-@contextmanager
-def join_launch() -> Iterator[None]:
+def join_launch() -> None:
     """Take part in a launch on several processes, if this is one: all but the main keep quiet.
 
-    A launcher that has lost a process sends SIGTERM to the others; it becomes a
-    KeyboardInterrupt here, so that what is done is kept as it is on Ctrl-C.
+    A launcher that has lost a process sends SIGTERM to the others; until `stop_listening` it
+    becomes a KeyboardInterrupt, so that what is done is kept as it is on Ctrl-C.
     """
-    if not is_launched():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
+    if is_launched():
+        signal.signal(signal.SIGTERM, _terminate)
         if not is_main_process():
             quieten()
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+
+def stop_listening() -> None:
+    """Let a SIGTERM change nothing any more: how this process ends is settled."""
+    if is_launched():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def leave_launch() -> None:
+    """End the connections to the other processes, and leave SIGTERM to itself again."""
+    if is_launched():
         leave()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def check_command(command: str | None) -> None:
@@ -55,5 +65,6 @@ def was_terminated() -> bool:
 
 def _terminate(*_: Any) -> None:
     global _terminated
-    _terminated = True
-    raise KeyboardInterrupt
+    if not _terminated:
+        _terminated = True
+        raise KeyboardInterrupt

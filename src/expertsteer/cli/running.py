@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import typer
@@ -11,14 +12,33 @@ import typer
 from expertsteer.cli.show import print_error, say
 from expertsteer.errors import ExpertSteerError
 
-__all__ = ["run", "run_script"]
+__all__ = ["INTERRUPTED", "Outcome", "report", "run", "run_script"]
 
+# What shells and typer make of Ctrl-C.
+INTERRUPTED = 130
 # Typer has moved click's errors between releases; this way to them stays.
 _UsageError: Any = typer.BadParameter.__base__
 
 
-def run(app: typer.Typer) -> int:
-    """Run an application on the command line's arguments and return its exit code.
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended.
+
+    Attributes
+    ----------
+    code : int
+        Exit code: 0, or what the command chose; 2 for wrong usage, 1 for other errors.
+    error, hint : str or None
+        What is to be said of it.
+    """
+
+    code: int
+    error: str | None = None
+    hint: str | None = None
+
+
+def run(app: typer.Typer) -> Outcome:
+    """Run an application on the command line's arguments; nothing is said of an error yet.
 
     Parameters
     ----------
@@ -26,32 +46,37 @@ def run(app: typer.Typer) -> int:
 
     Returns
     -------
-    int
-        0, or what a command chose. Errors are printed and end the process: 2 for wrong
-        usage, 1 for the rest.
+    Outcome
     """
     try:
         # Not standalone: typer would draw a frame around wrong usage, and an error is one line.
-        return app(standalone_mode=False) or 0
+        return Outcome(app(standalone_mode=False) or 0)
     except _UsageError as error:
+        hint = f"{error.ctx.command_path} --help shows what it takes" if error.ctx else None
         # typer has pydantic check values, whose messages begin with the kind of the error.
-        print_error(error.format_message().replace("Value error, ", ""))
-        if error.ctx:
-            say(f"{error.ctx.command_path} --help shows what it takes")
-        sys.exit(2)
+        return Outcome(2, error.format_message().replace("Value error, ", ""), hint)
     except ExpertSteerError as error:
-        print_error(str(error))
-        sys.exit(1)
+        return Outcome(1, str(error))
     except (MemoryError, RuntimeError) as error:
         # torch has no class of its own for what the CPU's memory cannot hold.
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
-        print_error("Out of memory. Use fewer layers or texts, a lower --dtype or a smaller model.")
-        sys.exit(1)
+        return Outcome(
+            1, "Out of memory. Use fewer layers or texts, a lower --dtype or a smaller model."
+        )
+
+
+def report(outcome: Outcome) -> int:
+    """Say what is to be said of an outcome and return its exit code."""
+    if outcome.error is not None:
+        print_error(outcome.error)
+    if outcome.hint is not None:
+        say(outcome.hint)
+    return outcome.code
 
 
 def run_script(command: Callable[..., None]) -> None:
     """Run a function of a script as a command of its own."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
-    sys.exit(run(app))
+    sys.exit(report(run(app)))
