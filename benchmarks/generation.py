@@ -21,6 +21,9 @@ from expertsteer import LanguageModel, SteeringPack, load_model
 MODEL = "smollm2-135m-instruct"
 N_PARAMETERS = 134_515_008
 PROMPT = "My neighbour told me that her holiday was"
+STEERING_VECTORS = "steering-vectors"
+REPENG = "repeng"
+PEERS = (STEERING_VECTORS, REPENG)
 UNSTEERED = "unsteered"
 BAKED = "baked into the weights"
 STRENGTH = 0.5
@@ -79,8 +82,8 @@ def prepare(n_layers: int, n_tokens: int) -> Mapping[str, Callable[[], Any]]:
 
     return {
         OURS: with_pack,
-        "steering-vectors": with_steering_vectors,
-        "repeng": with_repeng,
+        STEERING_VECTORS: with_steering_vectors,
+        REPENG: with_repeng,
         UNSTEERED: generate,
         BAKED: baked,
     }
@@ -92,12 +95,12 @@ def compare(returned: dict[str, Any]) -> dict[str, float]:
         f"tokens that {way} writes otherwise": sum(
             a != b for a, b in zip(found, returned[way], strict=True)
         )
-        for way in ("steering-vectors", "repeng", BAKED, UNSTEERED)
+        for way in (*PEERS, BAKED, UNSTEERED)
     }
 
 
 def cases(quick: bool) -> list[Case]:
-    n_tokens = 8 if quick else 64
+    n_tokens = 8 if quick else 16
     return [
         Case(
             name=f"{n_layers} layers",
@@ -106,11 +109,13 @@ def cases(quick: bool) -> list[Case]:
             prepare=partial(prepare, n_layers, n_tokens),
             goals=(
                 Goal(f"ratio {OURS} / {UNSTEERED}", at_most=1.02),
-                Goal(f"ratio best / {OURS}", at_least=1.0),
+                *(Goal(f"ratio {peer} / {OURS}", at_least=1.0) for peer in PEERS),
                 Goal(f"ratio {BAKED} / {UNSTEERED}", at_most=1.005),
             ),
             compare=compare,
             helpers=(UNSTEERED, BAKED),
+            # All ways read the same weights, so that they differ by hundredths at most.
+            rounds=2 if quick else 41,
             # Every token reads all weights once.
             work={UNSTEERED: ("weights", 4.0 * N_PARAMETERS * n_tokens)},
         )

@@ -90,6 +90,8 @@ class Case:
         By way: what its time is multiplied with, where only a share of its work is run.
     helpers : tuple of str
         Ways that are no peers, such as a bare forward pass.
+    rounds : int, optional
+        Where it takes more than the usual to tell the ways apart.
     fixed : dict of str to int
         By way: rounds, where it takes too long for all of them. The first rounds are used.
     memory : bool
@@ -108,6 +110,7 @@ class Case:
     compare: Callable[[dict[str, Any]], dict[str, float]] | None = None
     scale: dict[str, float] = field(default_factory=dict)
     helpers: tuple[str, ...] = ()
+    rounds: int | None = None
     fixed: dict[str, int] = field(default_factory=dict)
     memory: bool = True
     work: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -252,7 +255,7 @@ def main(file: str, about: str | None, cases: Callable[[bool], Sequence[Case]]) 
         _run_alone(chosen[0], options.way)
         return
     folder = options.output or FOLDER / ("quick-results" if options.quick else "results")
-    rounds = options.rounds or (2 if options.quick else ROUNDS)
+    usual = 2 if options.quick else ROUNDS
     passed_on = ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
     results = Results(folder / f"{path.stem}.json", options.threads, options.quick, options.again)
     for case in chosen:
@@ -260,6 +263,7 @@ def main(file: str, about: str | None, cases: Callable[[bool], Sequence[Case]]) 
             print(f"{path.stem}, {case.name}: there already (--again runs it again)")
             continue
         print(f"{path.stem}, {case.name} ...", flush=True)
+        rounds = options.rounds or case.rounds or usual
         results.add(case, run_case(path, case, rounds, passed_on))
         print(json.dumps(results.cases[case.name]["goals"], indent=2), flush=True)
 

@@ -65,7 +65,7 @@ class RecursiveFeatureMachine(DirectionFinder):
         "constant" takes L in the units of the states (after the metric), as the paper
         does. "adaptive" takes it in multiples of the median distance, anew in every
         round, so that the same L suits layers whose norms differ by orders of magnitude.
-    ridge : float, default=0.1
+    ridge : float, default=1.0
         λ of the regression. The usual 1e-3 fits wrong labels as well as right ones.
     n_iterations : int, default=5
         Rounds T; the usual range is 5 to 10.
@@ -104,7 +104,7 @@ class RecursiveFeatureMachine(DirectionFinder):
         self,
         bandwidth: float = 10.0,
         bandwidth_mode: str = "adaptive",
-        ridge: float = 0.1,
+        ridge: float = 1.0,
         n_iterations: int = 5,
         center: bool = True,
         n_directions: int = 1,
