@@ -68,10 +68,10 @@ def test_leave_one_out_is_exact():
             rest = torch.arange(30) != row
             svd = thin_svd(expert[rest])
             # The same absolute strength, whatever rows are left.
-            weight, bias = ridge_solution(
+            solution = ridge_solution(
                 svd, target[rest], float(ridge * scale / svd.s.square().mean())
             )
-            total += float((expert[row] @ weight + bias - target[row]).square().sum())
+            total += float((solution(expert[row]) - target[row]).square().sum())
         errors.append(total)
     assert leave_one_out_ridge(thin_svd(expert), target, grid) == grid[int(np.argmin(errors))]
 

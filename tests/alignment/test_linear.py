@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from expertsteer.alignment.linear import (
-    between_bases,
+    Affine,
     leave_one_out_ridge,
     ridge_solution,
     thin_svd,
@@ -56,7 +56,8 @@ def test_a_rotation_of_the_outputs_changes_no_choice():
 def test_ridge_solution_solves_the_normal_equations():
     inputs, outputs = regression(30, 50, 12, 1.0)
     svd = thin_svd(inputs)
-    weight, bias = ridge_solution(svd, outputs, 0.1)
+    found = ridge_solution(svd, outputs, 0.1)
+    weight, bias = found.weight(), found.bias.float()
     centred = (inputs - inputs.mean(0)).double()
     gram = centred.T @ centred
     gram.diagonal().add_(0.1 * svd.s.square().mean())
@@ -67,8 +68,31 @@ def test_ridge_solution_solves_the_normal_equations():
     )
 
 
-def test_between_bases_carries_principal_coordinates():
+def test_a_chain_of_maps_is_the_map_of_its_weight_and_bias():
     x, y = (thin_svd(regression(20, d, 3, 0.1)[0]) for d in (30, 40))
     core = torch.randn(len(x.s), len(y.s), dtype=torch.float64)
-    expected = (x.v @ core @ y.v.T).float()
-    torch.testing.assert_close(between_bases(x, core, y), expected, atol=1e-5, rtol=1e-4)
+    shift = torch.randn(len(y.s), dtype=torch.float64)
+    chain = x.to_coordinates().then(Affine((core,), shift)).then(y.from_coordinates())
+    expected = x.v @ core @ y.v.T
+    torch.testing.assert_close(chain.weight(), expected.float(), atol=1e-5, rtol=1e-4)
+    states = torch.randn(5, 30)
+    whole = (states.double() - x.mean) @ expected + shift @ y.v.T + y.mean
+    torch.testing.assert_close(chain(states), whole.float(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        states @ chain.weight() + chain.bias.float(), whole.float(), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_principal_coordinates_lead_there_and_back():
+    states, _ = regression(20, 30, 3, 0.1)
+    svd = thin_svd(states)
+    coordinates = svd.to_coordinates()(states)
+    torch.testing.assert_close(coordinates, (svd.u * svd.s).float(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(svd.from_coordinates()(coordinates), states, atol=1e-5, rtol=1e-4)
+
+
+def test_directions_up_to_the_least_are_dropped():
+    states, _ = regression(20, 30, 3, 0.1)
+    whole = thin_svd(states)
+    least = float(whole.s[7:9].mean())
+    assert torch.equal(thin_svd(states, least=least).s, whole.s[:8])

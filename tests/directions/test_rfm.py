@@ -89,7 +89,7 @@ def test_against_xrfm():
 
 def test_direction_is_found_oriented_and_of_unit_length():
     X, y, axis = problem(n=400)
-    rfm = RecursiveFeatureMachine(n_directions=4).fit(X, y)
+    rfm = RecursiveFeatureMachine(ridge=1e-3, n_directions=4).fit(X, y)
     assert rfm.direction_ @ axis > 0.9
     flipped = RecursiveFeatureMachine().fit(X, -y)
     assert flipped.direction_ @ axis < -0.9
@@ -97,6 +97,15 @@ def test_direction_is_found_oriented_and_of_unit_length():
     np.testing.assert_allclose(rfm.directions_ @ rfm.directions_.T, np.eye(4), atol=1e-3)
     np.testing.assert_array_equal(rfm.direction_, rfm.directions_[0])
     assert list(rfm.eigenvalues_) == sorted(rfm.eigenvalues_, reverse=True)
+
+
+def test_directions_that_the_metric_has_lost_are_left_out():
+    X, y, _ = problem(n=400)
+    few = RecursiveFeatureMachine(n_directions=4).fit(X, y)
+    assert few.directions_.shape == (1, 30)
+    assert few.eigenvalues_.shape == (1,)
+    alone = RecursiveFeatureMachine().fit(X, y)
+    np.testing.assert_allclose(few.direction_, alone.direction_, atol=1e-6)
 
 
 def test_predict_ranks_new_states_and_interpolates_the_old():
@@ -176,7 +185,7 @@ def test_layers_are_fitted_as_they_are_alone(mode, monkeypatch):
     problems = [problem(seed=seed) for seed in range(3)]
     X = torch.stack([torch.from_numpy(x) for x, _, _ in problems], 1)
     y = problems[0][1]
-    settings = RecursiveFeatureMachine(bandwidth_mode=mode, n_directions=2)
+    settings = RecursiveFeatureMachine(bandwidth_mode=mode, ridge=1e-3, n_directions=2)
     alone = [settings.unfitted().fit(X[:, layer], y) for layer in range(3)]
     for at_once in (1, 2, 3):  # as a GPU would be given them
         monkeypatch.setattr(recursive_feature_machine, "_layers_at_once", lambda _, n=at_once: n)
@@ -192,8 +201,9 @@ def test_layers_are_fitted_as_they_are_alone(mode, monkeypatch):
 def test_a_layer_without_gradient_does_not_cost_the_others():
     X, y, _ = problem()
     layers = np.stack([X * 1e7, X], 1)
-    far, near = published(1.0).try_layers(layers, y)
-    assert far is None
+    far, near = published(1.0).train_layers(layers, y, (1.0,))
+    assert far == {}
+    (near,) = published(1.0).finish_layers([near[1.0]], X[:, None], y)
     with pytest.raises(DataError, match=r"bandwidth=1\.0 leaves no gradient"):
         published(1.0).fit_layers(layers, y)
     np.testing.assert_array_equal(near.direction_, published(1.0).fit(X, y).direction_)

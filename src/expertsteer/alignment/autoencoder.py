@@ -9,7 +9,7 @@ from tqdm.auto import trange
 
 from expertsteer.alignment.base import Aligner
 from expertsteer.alignment.linear import (
-    between_bases,
+    Affine,
     leave_one_out_ridge,
     ridge_decoder,
     thin_svd,
@@ -24,7 +24,7 @@ _DECODER_RIDGE = 1e-9
 # Share of the expert's variance that the way back may lack and count as the best there is.
 _REACHED = 1e-9
 
-_Solution = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+_Solution = tuple[Affine, Affine]
 
 
 class AutoEncoder(Aligner):
@@ -100,11 +100,10 @@ class AutoEncoder(Aligner):
         generator = torch.Generator().manual_seed(self.random_state)
         draw = torch.randn(width, rank, generator=generator, dtype=torch.float64)
         basis = torch.linalg.qr(draw.to(expert.device)).Q.T  # rank x width, orthonormal rows
-        weight = kept.float() @ basis.float()
         lost = svd.s[rank:].square().sum() / svd.s.square().sum()
         self.loss_ = float(lost) if len(svd.s) else 0.0
-        bias = -(svd.mean @ kept) @ basis
-        return weight, bias.float(), weight.T, svd.mean.float()
+        encoder = Affine((kept, basis), -(svd.mean @ kept) @ basis)
+        return encoder, Affine((basis.T, kept.T), svd.mean)
 
     def _solve_by_gradient(self, expert: torch.Tensor, width: int) -> _Solution:
         mean = expert.mean(0)
@@ -128,10 +127,8 @@ class AutoEncoder(Aligner):
         with torch.no_grad():
             weight = encoder.weight.T / scale
             return (
-                weight,
-                encoder.bias - mean @ weight,
-                decoder.weight.T * scale,
-                decoder.bias * scale + mean,
+                Affine((weight,), encoder.bias - mean @ weight),
+                Affine((decoder.weight.T * scale,), decoder.bias * scale + mean),
             )
 
 
@@ -236,10 +233,15 @@ class AlignedAutoEncoder(Aligner):
             (z - encoded @ d).square().sum() / total_x
             + self.weight * (encoded - aimed).square().sum() / total_y
         )
-        bias = y.mean - (x.mean @ x.v) @ encoder @ y.v.T
-        # In float32, as `encode` will give them: the decoder must not lean on digits lost there.
-        states = (encoded @ y.v.T + y.mean).float()
-        return between_bases(x, encoder, y), bias.float(), *ridge_decoder(states, x)
+        core = Affine((encoder,), torch.zeros_like(y.s))
+        # What float32 rounds off in the encoded states: no decoder may lean on less.
+        size = (encoded.square().sum() + len(encoded) * y.mean.square().sum()).sqrt()
+        rounded_off = float(size * torch.finfo(torch.float32).eps)
+        back = ridge_decoder(thin_svd(encoded, least=rounded_off), x)
+        return (
+            x.to_coordinates().then(core).then(y.from_coordinates()),
+            y.to_coordinates().then(back),
+        )
 
 
 def _way_back(squares: torch.Tensor, products: torch.Tensor) -> torch.Tensor:

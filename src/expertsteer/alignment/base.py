@@ -7,7 +7,7 @@ import abc
 import torch
 from typing_extensions import Self
 
-from expertsteer.alignment.linear import ThinSVD, ridge_decoder, thin_svd
+from expertsteer.alignment.linear import Affine, ThinSVD, ridge_decoder, thin_svd
 from expertsteer.arrays import Array, as_states, like
 from expertsteer.errors import DataError, ParameterError
 from expertsteer.estimator import Estimator
@@ -101,10 +101,16 @@ class Aligner(Estimator, abc.ABC):
             raise ParameterError("Got neither target_states nor target_width, expected one.")
 
         train, held = self._holdout(len(expert))
-        self._store(expert_states, self._solve(expert[train], _rows(target, train), target_width))
-        self.reconstruction_error_ = self._reconstruction_error(expert[held])
-        self.r2_ = float("nan") if target is None else self.r2(expert[held], target[held])
-        self._store(expert_states, self._solve(expert, target, target_width))
+        # The widest products are those of the weights, which the held-out rows do not need.
+        encoder, decoder = self._solve(expert[train], _rows(target, train), target_width)
+        encoded = encoder(expert[held])
+        self.reconstruction_error_ = _unexplained(decoder(encoded), expert[held])
+        self.r2_ = float("nan") if target is None else 1 - _unexplained(encoded, target[held])
+        encoder, decoder = self._solve(expert, target, target_width)
+        self.encoder_weight_ = like(encoder.weight(), expert_states)
+        self.encoder_bias_ = like(encoder.bias.float(), expert_states)
+        self.decoder_weight_ = like(decoder.weight(), expert_states)
+        self.decoder_bias_ = like(decoder.bias.float(), expert_states)
         return self
 
     def encode(self, expert_states: Array) -> Array:
@@ -145,14 +151,14 @@ class Aligner(Estimator, abc.ABC):
             1 is perfect, 0 is as good as the mean; pooled over all dimensions.
         """
         target = as_states("target_states", target_states)
-        error = torch.as_tensor(self.encode(expert_states)) - target
-        return 1.0 - float(error.square().sum() / _variation(target))
+        encoded = torch.as_tensor(self.encode(expert_states)).to(target.device)
+        return 1 - _unexplained(encoded, target)
 
     @abc.abstractmethod
     def _solve(
         self, expert: torch.Tensor, target: torch.Tensor | None, width: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return encoder weight and bias, decoder weight and bias."""
+    ) -> tuple[Affine, Affine]:
+        """Return encoder and decoder."""
 
     def _check_parameters(self) -> None:
         """Raise ParameterError on settings out of range."""
@@ -161,11 +167,6 @@ class Aligner(Estimator, abc.ABC):
         order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(0))
         n_held = max(2, round(n_rows * self._HOLDOUT))
         return order[n_held:], order[:n_held]
-
-    def _store(self, given: Array, solution: tuple[torch.Tensor, ...]) -> None:
-        weight, bias, decoder, decoder_bias = (like(part.float(), given) for part in solution)
-        self.encoder_weight_, self.encoder_bias_ = weight, bias
-        self.decoder_weight_, self.decoder_bias_ = decoder, decoder_bias
 
     def _apply(self, states: Array, weight: Array, bias: Array) -> Array:
         tensor = as_states("states", states, min_rows=1)
@@ -177,33 +178,29 @@ class Aligner(Estimator, abc.ABC):
         weight, bias = (torch.as_tensor(part).to(tensor.device) for part in (weight, bias))
         return like(torch.addmm(bias, tensor, weight), states)
 
-    def _reconstruction_error(self, expert: torch.Tensor) -> float:
-        error = torch.as_tensor(self.decode(self.encode(expert))).to(expert.device) - expert
-        return float(error.square().sum() / _variation(expert))
-
 
 class EncoderOnly(Aligner):
     """Base of alignments that solve for the encoder; the decoder is a ridge regression."""
 
     @abc.abstractmethod
-    def _solve_encoder(
-        self, expert: ThinSVD, target: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return encoder weight and bias."""
+    def _solve_encoder(self, expert: ThinSVD, target: torch.Tensor) -> Affine:
+        """Return the encoder."""
 
     def _solve(
         self, expert: torch.Tensor, target: torch.Tensor | None, width: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[Affine, Affine]:
         assert target is not None
         svd = thin_svd(expert)
-        weight, bias = self._solve_encoder(svd, target)
-        return weight, bias, *ridge_decoder(torch.addmm(bias, expert, weight), svd)
+        encoder = self._solve_encoder(svd, target)
+        return encoder, ridge_decoder(thin_svd(encoder(expert)), svd)
 
 
 def _rows(states: torch.Tensor | None, index: torch.Tensor) -> torch.Tensor | None:
     return None if states is None else states[index]
 
 
-def _variation(states: torch.Tensor) -> torch.Tensor:
+def _unexplained(found: torch.Tensor, states: torch.Tensor) -> float:
     # A constant layer has no variation to explain; any error then counts in full.
-    return (states - states.mean(0)).square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+    least = torch.finfo(torch.float32).tiny
+    variation = (states - states.mean(0)).square().sum().clamp_min(least)
+    return float((found - states).square().sum() / variation)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 
 __all__ = [
+    "Affine",
     "ThinSVD",
-    "between_bases",
     "leave_one_out_ridge",
     "ridge_decoder",
     "ridge_solution",
@@ -23,6 +23,27 @@ __all__ = [
 RIDGE_GRID = tuple(10.0**power for power in range(-6, 3))
 
 
+class Affine(NamedTuple):
+    """An affine map h -> h W + b, with W a product of thin factors until it is asked for."""
+
+    factors: tuple[torch.Tensor, ...]
+    bias: torch.Tensor
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """Map states, (n, d_in), factor by factor in float64; the result is float32."""
+        return (_times(states.double(), self.factors) + self.bias).float()
+
+    def then(self, other: Affine) -> Affine:
+        """Return the map that does this one first."""
+        bias = _times(self.bias, other.factors) + other.bias
+        return Affine((*self.factors, *other.factors), bias)
+
+    def weight(self) -> torch.Tensor:
+        """Return W, (d_in, d_out), in the cheapest order; its product with the widths is dear."""
+        factors = [factor.float() for factor in self.factors]
+        return torch.linalg.multi_dot(factors) if len(factors) > 1 else factors[0]
+
+
 class ThinSVD(NamedTuple):
     """Centred states as U diag(s) V^T, without the directions of no variance."""
 
@@ -31,16 +52,26 @@ class ThinSVD(NamedTuple):
     v: torch.Tensor
     mean: torch.Tensor
 
+    def to_coordinates(self) -> Affine:
+        """Return the map from states to their principal coordinates U diag(s)."""
+        return Affine((self.v,), -(self.mean @ self.v))
 
-def thin_svd(states: torch.Tensor, tolerance: float = 1e-6) -> ThinSVD:
+    def from_coordinates(self) -> Affine:
+        """Return the map from principal coordinates to states."""
+        return Affine((self.v.T,), self.mean)
+
+
+def thin_svd(states: torch.Tensor, tolerance: float = 1e-6, least: float = 0.0) -> ThinSVD:
     """Return the singular value decomposition of centred states by their smaller side.
 
     Parameters
     ----------
     states : Tensor of shape (n, d)
-        float32.
+        float32 or float64.
     tolerance : float, default=1e-6
         Singular values below this share of the largest are dropped.
+    least : float, default=0
+        And those up to this.
 
     Returns
     -------
@@ -49,20 +80,15 @@ def thin_svd(states: torch.Tensor, tolerance: float = 1e-6) -> ThinSVD:
     """
     mean = states.mean(0, dtype=torch.float64)
     centred = states.double() - mean
-    n, d = centred.shape
-    if n <= d:
-        values, u = torch.linalg.eigh(centred @ centred.T)
-        values, u = values.flip(0), u.flip(1)
-        s = values.clamp_min(0).sqrt()
-        keep = s > tolerance * s[0].clamp_min(torch.finfo(torch.float64).tiny)
-        u, s = u[:, keep], s[keep]
-        return ThinSVD(u, s, centred.T @ (u / s), mean)
-    values, v = torch.linalg.eigh(centred.T @ centred)
-    values, v = values.flip(0), v.flip(1)
-    s = values.clamp_min(0).sqrt()
-    keep = s > tolerance * s[0].clamp_min(torch.finfo(torch.float64).tiny)
-    v, s = v[:, keep], s[keep]
-    return ThinSVD(centred @ (v / s), s, v, mean)
+    wide = len(centred) <= centred.shape[1]
+    values, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    s = values.flip(0).clamp_min(0).sqrt()
+    smallest = torch.finfo(torch.float64).tiny
+    keep = (s > tolerance * s[0].clamp_min(smallest)) & (s > least)
+    vectors, s = vectors.flip(1)[:, keep], s[keep]
+    if wide:
+        return ThinSVD(vectors, s, centred.T @ (vectors / s), mean)
+    return ThinSVD(centred @ (vectors / s), s, vectors, mean)
 
 
 def leave_one_out_ridge(
@@ -98,48 +124,35 @@ def leave_one_out_ridge(
     crossing = products - within
     # Sums of squares over a coarse grid do not need the digits of float64.
     inner, u = inner.float(), svd.u.float()
-    scale = svd.s.square().mean()
-    errors = []
-    for ridge in grid:
-        shrink = svd.s.square() / (svd.s.square() + ridge * scale)
-        lost = 1 - shrink
-        squares = outside + 2 * ((crossing * svd.u) @ lost)
-        squares += (((u * lost.float()) @ inner) * u * lost.float()).sum(1)
-        # 1/n: leaving a row out also moves the mean.
-        leverage = (svd.u.square() @ shrink + 1 / len(centred)).clamp_max(1 - 1e-9)
-        errors.append((squares / (1 - leverage).square()).sum())
+    damping = torch.tensor(grid, device=svd.s.device)[:, None] * svd.s.square().mean()
+    lost = damping / (svd.s.square() + damping)
+    squares = outside + 2 * lost @ (crossing * svd.u).T
+    for row, shares in zip(squares, lost.float(), strict=True):
+        left = u * shares
+        row += ((left @ inner) * left).sum(1)
+    # 1/n: leaving a row out also moves the mean.
+    leverage = ((1 - lost) @ svd.u.square().T + 1 / len(centred)).clamp_max(1 - 1e-9)
     # All at once: every number that is asked for would have the CPU wait for a GPU.
-    found = torch.stack(errors).tolist()
-    return grid[found.index(min(found))]
+    return grid[int((squares / (1 - leverage).square()).sum(1).argmin())]
 
 
-def ridge_coefficients(svd: ThinSVD, outputs: torch.Tensor, ridge: float) -> torch.Tensor:
-    """Return the ridge regression on the inputs' principal directions, (rank, d_out), float64."""
+def ridge_solution(svd: ThinSVD, outputs: torch.Tensor, ridge: float) -> Affine:
+    """Return the ridge regression of outputs, (n, d_out), on the inputs in ``svd``."""
     shrink = svd.s / (svd.s.square() + ridge * svd.s.square().mean())
-    return shrink[:, None] * (svd.u.T @ (outputs.double() - outputs.mean(0, dtype=torch.float64)))
-
-
-def ridge_solution(
-    svd: ThinSVD, outputs: torch.Tensor, ridge: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return weight and bias of the ridge regression of outputs on the inputs in ``svd``."""
-    coefficients = ridge_coefficients(svd, outputs, ridge)
     mean = outputs.mean(0, dtype=torch.float64)
-    # The product with the width squared is the dear one, and its result is float32 anyway.
-    weight = svd.v.float() @ coefficients.float()
-    return weight, (mean - (svd.mean @ svd.v) @ coefficients).float()
+    coefficients = shrink[:, None] * (svd.u.T @ (outputs.double() - mean))
+    return svd.to_coordinates().then(Affine((coefficients,), mean))
 
 
-def ridge_decoder(encoded: torch.Tensor, expert: ThinSVD) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return weight and bias of the best linear way back from encoded to expert states."""
-    svd = thin_svd(encoded)
+def ridge_decoder(encoded: ThinSVD, expert: ThinSVD) -> Affine:
+    """Return the best linear way back from encoded states to the expert's."""
     # In the expert's principal coordinates, as many as it has rows instead of its width.
     coordinates = expert.u * expert.s
-    weight, bias = ridge_solution(svd, coordinates, leave_one_out_ridge(svd, coordinates))
-    back = expert.v.float().T
-    return weight @ back, bias @ back + expert.mean.float()
+    ridge = leave_one_out_ridge(encoded, coordinates)
+    return ridge_solution(encoded, coordinates, ridge).then(expert.from_coordinates())
 
 
-def between_bases(left: ThinSVD, core: torch.Tensor, right: ThinSVD) -> torch.Tensor:
-    """Return V_left core V_right^T, (d_left, d_right), float32."""
-    return (left.v @ core).float() @ right.v.float().T
+def _times(rows: torch.Tensor, factors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    for factor in factors:
+        rows = rows @ factor.double()
+    return rows

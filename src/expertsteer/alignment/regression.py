@@ -7,7 +7,13 @@ import math
 import torch
 
 from expertsteer.alignment.base import EncoderOnly
-from expertsteer.alignment.linear import ThinSVD, leave_one_out_ridge, ridge_solution, thin_svd
+from expertsteer.alignment.linear import (
+    Affine,
+    ThinSVD,
+    leave_one_out_ridge,
+    ridge_solution,
+    thin_svd,
+)
 from expertsteer.errors import ParameterError
 
 __all__ = ["CCA", "Procrustes", "Ridge"]
@@ -52,9 +58,7 @@ class Ridge(EncoderOnly):
     def _check_parameters(self) -> None:
         _check_ridge(self.ridge)
 
-    def _solve_encoder(
-        self, expert: ThinSVD, target: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _solve_encoder(self, expert: ThinSVD, target: torch.Tensor) -> Affine:
         self.ridge_ = leave_one_out_ridge(expert, target) if self.ridge is None else self.ridge
         return ridge_solution(expert, target, self.ridge_)
 
@@ -70,16 +74,14 @@ class Procrustes(EncoderOnly):
     Source: Schoenemann 1966, for widths that differ: this project.
     """
 
-    def _solve_encoder(
-        self, expert: ThinSVD, target: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _solve_encoder(self, expert: ThinSVD, target: torch.Tensor) -> Affine:
         x, y = expert, thin_svd(target)
         # X^T Y = Vx (Sx Ux^T Uy Sy) Vy^T, so only the small core is decomposed.
         a, s, bt = torch.linalg.svd(x.s[:, None] * (x.u.T @ y.u) * y.s, full_matrices=False)
-        rotation = (x.v @ a) @ (bt @ y.v.T)
         rotated = x.u @ (x.s[:, None] * a)
-        weight = rotation * (s.sum() / rotated.square().sum())
-        return weight.float(), (y.mean - x.mean @ weight).float()
+        rotation = a @ bt * (s.sum() / rotated.square().sum())
+        core = Affine((rotation,), torch.zeros_like(y.s))
+        return x.to_coordinates().then(core).then(y.from_coordinates())
 
 
 class CCA(EncoderOnly):
@@ -116,9 +118,7 @@ class CCA(EncoderOnly):
                 f"Got n_components={self.n_components}, but expected at least 1, or None for all."
             )
 
-    def _solve_encoder(
-        self, expert: ThinSVD, target: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _solve_encoder(self, expert: ThinSVD, target: torch.Tensor) -> Affine:
         x, y = expert, thin_svd(target)
         scale_x = (x.s.square() + self.ridge * x.s.square().mean()).sqrt()
         scale_y = (y.s.square() + self.ridge * y.s.square().mean()).sqrt()
@@ -126,10 +126,10 @@ class CCA(EncoderOnly):
         a, correlations, bt = torch.linalg.svd(core, full_matrices=False)
         kept = slice(self.n_components)
         self.correlations_ = correlations[kept].float()
-        to_variates = (x.v / scale_x) @ a[:, kept]
-        from_variates = bt[kept] @ (scale_y[:, None] * y.v.T)
-        weight = (to_variates * correlations[kept]) @ from_variates
-        return weight.float(), (y.mean - x.mean @ weight).float()
+        to_variates = a[:, kept] / scale_x[:, None]
+        along = (to_variates * correlations[kept]) @ (bt[kept] * scale_y)
+        variates = Affine((along,), torch.zeros_like(y.s))
+        return x.to_coordinates().then(variates).then(y.from_coordinates())
 
 
 def _check_ridge(ridge: float | None) -> None:

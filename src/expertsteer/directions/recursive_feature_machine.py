@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from typing_extensions import Self
@@ -16,6 +18,8 @@ __all__ = ["NoGradientError", "RecursiveFeatureMachine"]
 
 # Below this distance two points count as one and exert no gradient on each other.
 _SAME_POINT = 1e-10
+# Share of the largest eigenvalue up to which float32 rounds an eigenvector away.
+_NO_EIGENVALUE = 1e-8
 # Memory for a batch of layers on a GPU, and the n x n matrices that are there at once.
 _BATCH_BYTES = 1 << 30
 _MATRICES = 10
@@ -31,18 +35,33 @@ class NoGradientError(DataError):
         )
 
 
+class _Points(NamedTuple):
+    """Layers' centred states with their means and Gram matrices, whatever the bandwidth."""
+
+    means: torch.Tensor  # (n_layers, width)
+    points: torch.Tensor  # (n_layers, n, width)
+    gram: torch.Tensor  # (n_layers, n, n), float64
+
+    @classmethod
+    def of(cls, states: torch.Tensor) -> _Points:
+        # Distances do not see the mean, but small differences of large numbers do.
+        means = states.mean(1)
+        points = states - means[:, None]
+        return cls(means, points, (points @ points.mT).double())
+
+
 @dataclass(frozen=True)
 class _Machine:
-    """What training leaves of one layer."""
+    """What training leaves of one layer: G = B X, its products, and the last regression."""
 
     mean: torch.Tensor
-    points: torch.Tensor
-    offset: torch.Tensor
-    carry: torch.Tensor
+    points: torch.Tensor  # X
+    combination: torch.Tensor  # B
+    projected: torch.Tensor  # X X^T B^T
+    scale: torch.Tensor
     length: torch.Tensor
     alpha: torch.Tensor
-    eigenvalues: torch.Tensor
-    directions: torch.Tensor
+    offset: torch.Tensor
 
 
 class RecursiveFeatureMachine(DirectionFinder):
@@ -72,15 +91,16 @@ class RecursiveFeatureMachine(DirectionFinder):
     center : bool, default=True
         Subtract the mean label. (The mean state drops out of all distances.)
     n_directions : int, default=1
-        How many leading eigenvectors to keep in ``directions_``.
+        How many leading eigenvectors to keep in ``directions_``, at most: a strong ridge
+        leaves a metric of rank one.
 
     Attributes
     ----------
     direction_ : array of shape (width,)
         Unit top eigenvector, oriented by the labels.
-    directions_ : array of shape (n_directions, width)
-        Leading eigenvectors.
-    eigenvalues_ : array of shape (n_directions,)
+    directions_ : array of shape (k, width)
+        Leading eigenvectors, k of them.
+    eigenvalues_ : array of shape (k,)
         Their eigenvalues, with M scaled so that its largest entry is 1.
 
     Notes
@@ -133,60 +153,99 @@ class RecursiveFeatureMachine(DirectionFinder):
 
     def fit_layers(self, X: Array, y: Array) -> list[Self]:  # noqa: N803
         """Find a direction in each of many layers; see `DirectionFinder.fit_layers`."""
-        fitted = []
-        for machine in self.try_layers(X, y):
-            if machine is None:
-                raise NoGradientError(self.bandwidth)
-            fitted.append(machine)
-        return fitted
+        trained = [found.get(self.bandwidth) for found in self.train_layers(X, y, [self.bandwidth])]
+        machines = [machine for machine in trained if machine is not None]
+        if len(machines) < len(trained):
+            raise NoGradientError(self.bandwidth)
+        return self.finish_layers(machines, X, y)
 
-    def try_layers(self, X: Array, y: Array) -> list[Self | None]:  # noqa: N803
-        """Find a direction in each layer whose states leave a gradient.
+    def train_layers(
+        self,
+        X: Array,  # noqa: N803
+        y: Array,
+        bandwidths: Sequence[float],
+    ) -> list[dict[float, Self]]:
+        """Train a machine a layer and bandwidth; directions are left to `finish_layers`.
+
+        What the bandwidths share is computed once a layer, and only who is chosen among
+        them needs directions.
 
         Parameters
         ----------
         X, y : arrays of shape (n, n_layers, width) and (n,)
             As `fit_layers` takes them.
+        bandwidths : sequence of float
+            In place of ``bandwidth``.
 
         Returns
         -------
-        list of RecursiveFeatureMachine or None
-            A fitted copy a layer; None where the bandwidth leaves no gradient.
+        list of dict of float to RecursiveFeatureMachine, one a layer
+            Copies that can `predict`, by bandwidth; one that leaves no gradient is missing.
         """
-        self._check_parameters()
+        candidates = {bandwidth: self.unfitted() for bandwidth in bandwidths}
+        for bandwidth, candidate in candidates.items():
+            candidate.bandwidth = bandwidth
+            candidate._check_parameters()
         states = as_states("X", X, ndim=3).movedim(1, 0)
         labels = as_labels(y, states.shape[1]).to(states.device)
         for layer in states:
             require_variation(layer)
-        fitted: list[Self | None] = []
+        trained: list[dict[float, Self]] = []
         for batch in states.split(_layers_at_once(states)):
-            for layer, machine in zip(batch, self._train(batch, labels), strict=True):
-                if machine is None:
-                    fitted.append(None)
-                    continue
-                copy = self.unfitted()
-                fitted.append(copy._finish(copy._take(machine), layer, labels, X))
-        return fitted
+            found: list[dict[float, Self]] = [{} for _ in batch]
+            points = _Points.of(batch)
+            for bandwidth, candidate in candidates.items():
+                for by_bandwidth, machine in zip(
+                    found, candidate._train(points, labels), strict=True
+                ):
+                    if machine is not None:
+                        by_bandwidth[bandwidth] = candidate.unfitted()
+                        by_bandwidth[bandwidth]._machine = machine
+            trained += found
+        return trained
+
+    def finish_layers(self, trained: Sequence[Self], X: Array, y: Array) -> list[Self]:  # noqa: N803
+        """Find the directions of trained machines.
+
+        Parameters
+        ----------
+        trained : sequence of RecursiveFeatureMachine
+            Of `train_layers`, one a layer.
+        X, y : arrays of shape (n, n_layers, width) and (n,)
+            What they were trained on.
+
+        Returns
+        -------
+        list of RecursiveFeatureMachine
+            The same, fitted.
+        """
+        states = as_states("X", X, ndim=3).movedim(1, 0)
+        labels = as_labels(y, states.shape[1]).to(states.device)
+        at_once = _layers_at_once(states)
+        for first in range(0, len(trained), at_once):
+            batch = trained[first : first + at_once]
+            found = self._leading([finder._machine for finder in batch])
+            for finder, layer, (values, directions) in zip(
+                batch, states[first : first + at_once], found, strict=True
+            ):
+                finder.eigenvalues_ = values.cpu().numpy()
+                finder._finish(directions, layer, labels, X)
+        return list(trained)
 
     def _solve(self, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        (machine,) = self._train(states[None], labels)
+        (machine,) = self._train(_Points.of(states[None]), labels)
         if machine is None:
             raise NoGradientError(self.bandwidth)
-        return self._take(machine)
-
-    def _take(self, machine: _Machine) -> torch.Tensor:
         self._machine = machine
-        self.eigenvalues_ = machine.eigenvalues.cpu().numpy()
-        return machine.directions
+        ((values, directions),) = self._leading([machine])
+        self.eigenvalues_ = values.cpu().numpy()
+        return directions
 
-    def _train(self, states: torch.Tensor, labels: torch.Tensor) -> list[_Machine | None]:
-        """Train a machine a layer; states are (n_layers, n, width)."""
-        # Distances do not see the mean, but small differences of large numbers do.
-        means = states.mean(1)
-        points = states - means[:, None]
+    def _train(self, given: _Points, labels: torch.Tensor) -> list[_Machine | None]:
+        """Train a machine a layer; None where there is no gradient."""
+        means, points, gram = given
         offset = labels.mean() if self.center else torch.zeros_like(labels[0])
         targets = (labels - offset).double()
-        gram = (points @ points.mT).double()
 
         # X M^{1/2} enters only through its Gram matrix X M X^T; G = B X and M = G^T G / scale.
         features, combination, projected, scale = gram, gram, gram, gram
@@ -211,30 +270,39 @@ class RecursiveFeatureMachine(DirectionFinder):
 
         _, kernel, length = self._kernel(features)
         alpha = self._regress(kernel, targets)
-        largest = _largest_entry(combination, points)
-        # M = G^T G has the eigenvalues of G G^T = B (X X^T) B^T, and eigenvectors G^T u.
-        values, vectors = torch.linalg.eigh(
-            combination @ projected / torch.where(largest > 0, largest, 1.0)
-        )
-        k = min(self.n_directions, values.shape[1])
-        leading = vectors.flip(2)[:, :, :k]
-        directions = (leading.mT @ combination).float() @ points
+        # ||G||^2; below what float32 holds there is no direction to be had.
+        traces = (combination * projected.mT).sum((1, 2))
+        has_gradient = traces > torch.finfo(torch.float32).tiny
         return [
             _Machine(
                 mean=means[layer],
                 points=points[layer],
-                offset=offset,
-                # ||x - z||_M = ||G (x - z)||: carries both to n coordinates.
-                carry=combination[layer] / scale[layer].sqrt(),
+                combination=combination[layer],
+                projected=projected[layer],
+                scale=scale[layer],
                 length=length[layer],
                 alpha=alpha[layer],
-                eigenvalues=values[layer].flip(0)[:k].float(),
-                directions=directions[layer],
+                offset=offset,
             )
-            if has_gradient
+            if has
             else None
-            for layer, has_gradient in enumerate((largest > 0).flatten().tolist())
+            for layer, has in enumerate(has_gradient.tolist())
         ]
+
+    def _leading(self, machines: Sequence[_Machine]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return a layer's leading eigenvalues of M, (k,), and eigenvectors, (k, width)."""
+        points = torch.stack([machine.points for machine in machines])
+        combination = torch.stack([machine.combination for machine in machines])
+        projected = torch.stack([machine.projected for machine in machines])
+        # M = G^T G has the eigenvalues of G G^T = B (X X^T) B^T, and eigenvectors G^T u.
+        values, vectors = torch.linalg.eigh(
+            combination @ projected / _largest_entry(combination, points)
+        )
+        leading = vectors.flip(2)[:, :, : self.n_directions]
+        directions = (leading.mT @ combination).float() @ points
+        values = values.flip(1)[:, : self.n_directions]
+        kept = (values > _NO_EIGENVALUE * values[:, :1]).sum(1).tolist()
+        return [(values[layer, :k].float(), directions[layer, :k]) for layer, k in enumerate(kept)]
 
     def _kernel(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return distances, kernel and kernel length from Gram matrices, (n_layers, n, n)."""
@@ -270,9 +338,10 @@ class RecursiveFeatureMachine(DirectionFinder):
         """
         machine = self._machine
         states = as_states("X", X, min_rows=1).to(machine.points.device) - machine.mean
-        new = (states @ machine.points.T).double() @ machine.carry.T
-        old = (machine.points @ machine.points.T).double() @ machine.carry.T
-        kernel = torch.exp(-torch.cdist(new, old) / machine.length)
+        # ||x - z||_M = ||G (x - z)||: everything in n coordinates.
+        new = (states @ machine.points.T).double() @ machine.combination.T
+        distances = torch.cdist(new, machine.projected) / machine.scale.sqrt()
+        kernel = torch.exp(-distances / machine.length)
         return like((kernel @ machine.alpha + machine.offset).float(), X)
 
 

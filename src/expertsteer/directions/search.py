@@ -59,24 +59,14 @@ def search_bandwidth(
     if not bandwidths:
         raise ParameterError("Got no bandwidths, but expected at least one.")
     template = rfm or RecursiveFeatureMachine()
-    by_bandwidth = {}
-    for bandwidth in bandwidths:
-        candidate = template.unfitted()
-        candidate.bandwidth = bandwidth
-        by_bandwidth[bandwidth] = candidate.try_layers(X, y)
-    found = []
-    for layer in range(X.shape[1]):
-        fitted = {
-            bandwidth: machines[layer]
-            for bandwidth, machines in by_bandwidth.items()
-            if machines[layer] is not None
-        }
-        if not fitted:
+    best, scores = [], []
+    for layer, trained in enumerate(template.train_layers(X, y, bandwidths)):
+        if not trained:
             raise NoGradientError(bandwidths[-1])
-        scores = {
+        ranked = {
             bandwidth: auc(machine, X_validation[:, layer], y_validation)
-            for bandwidth, machine in fitted.items()
+            for bandwidth, machine in trained.items()
         }
-        best = max(scores, key=lambda bandwidth: scores[bandwidth])
-        found.append((fitted[best], scores))
-    return found
+        best.append(trained[max(ranked, key=lambda bandwidth: ranked[bandwidth])])
+        scores.append(ranked)
+    return list(zip(template.finish_layers(best, X, y), scores, strict=True))
