@@ -159,7 +159,8 @@ def findings_page() -> str:
 
     names = [path.parent.name for path in sorted(STUDIES.glob("*/study.json"))]
     tables = {name: _study(STUDIES / name) for name in names}
-    return _filled(FINDINGS, tables | {"measures": MEASURES})
+    tables |= {"measures": MEASURES, "ridge-choice": _ridge_choice(STUDIES / "ridge")}
+    return _filled(FINDINGS, tables)
 
 
 def performance_page() -> str:
@@ -243,6 +244,54 @@ def _study(folder: Path) -> str:
         table = average_table(averages, target).to_markdown(index=False)
         parts += [f"Target: `{target}`", table]
     return "\n\n".join([*parts, *(line for line in notes(study, about) if line)])
+
+
+def _ridge_choice(folder: Path) -> str:
+    """Return what validation prompts say of every ridge, and what the test prompts say then."""
+    import numpy as np
+    import pandas as pd
+
+    from expertsteer.evaluation.intervals import strata_interval
+    from expertsteer.study.report import load_cells
+
+    _, cells, _ = load_cells(folder)
+    place = ["target", "benchmark"]
+    unsteered = {
+        tuple(cell[key] for key in place): np.array(cell["test"]["log_odds"])
+        for cell in cells
+        if cell["method"] == "none"
+    }
+    rows = []
+    for cell in cells:
+        if cell["method"] != "none":
+            arm, _, noise = cell["method"].rpartition(", ")
+            at = tuple(cell[key] for key in place)
+            gain = np.array(cell["test"]["log_odds"]) - unsteered[at]
+            chosen = cell["validation"][-1]["effect"]
+            rows.append((arm, noise, *at, chosen, gain))
+    frame = pd.DataFrame(rows, columns=["arm", "noise", *place, "validation", "test"])
+    # Prompts are the same whatever labels are wrong: one value a prompt.
+    by_arm = {
+        arm: [np.mean(list(gains), axis=0) for _, gains in group.groupby(place, sort=False)["test"]]
+        for arm, group in frame.groupby("arm", sort=False)
+    }
+    table = []
+    for arm, group in frame.groupby("arm", sort=False):
+        by_noise = group.groupby("noise")["validation"].mean()
+        parts = by_arm[arm]
+        means = [f"{value:+.2f}" for value in (*by_noise, by_noise.mean())]
+        low, high = strata_interval(parts, [1.0] * len(parts))
+        mean = np.mean([part.mean() for part in parts])
+        against = ""
+        if arm != "mean_difference":
+            more = [a - b for a, b in zip(parts, by_arm["mean_difference"], strict=True)]
+            ends = strata_interval(more, [1.0] * len(more))
+            change = np.mean([part.mean() for part in more])
+            against = f"{change:+.2f} ({ends[0]:+.2f} to {ends[1]:+.2f})"
+        table.append([arm, *means, f"{mean:+.2f} ({low:+.2f} to {high:+.2f})", against])
+    shares = [f"validation, {float(noise):.0%} wrong" for noise in by_noise.index]
+    head = ["direction", *shares, "mean", "test, mean", "test, over mean_difference"]
+    return pd.DataFrame(table, columns=head).to_markdown(index=False, disable_numparse=True)
 
 
 def _model(model: dict[str, Any]) -> str:
