@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
 
 from expertsteer.errors import ParameterError
 from expertsteer.files import read_yaml, write_text
@@ -66,6 +65,8 @@ def write_config(context: typer.Context, output: Path) -> Path:
         for name, value in context.params.items()
         if name not in _NOT_SETTINGS and value is not None
     }
+    import yaml
+
     path = output.with_suffix(".yaml")
     write_text(path, yaml.safe_dump({"command": context.info_name} | values, sort_keys=False))
     return path
