@@ -2,7 +2,7 @@
 
 Against transformers with ``output_hidden_states=True`` on padded batches, and against what
 steering-vectors and repeng collect their vectors from. All run the same loaded model in
-float32. The peers read every fourth text, and their time is multiplied by four.
+float32. The peers read every sixteenth text, and their time is multiplied by sixteen.
 
 The bare forward pass runs the decoder blocks on ready batches of the same tokens as ours, and
 keeps nothing.
@@ -26,7 +26,7 @@ from expertsteer.models import LanguageModel
 
 # What repeng takes by default; the others have none, or read texts one by one.
 BATCH_SIZE = 32
-SHARE = 4
+SHARE = 16
 GOALS = {"gemma-3-270m": 5.0, "smollm2-135m-instruct": 2.5}
 BARE = "bare forward pass"
 
