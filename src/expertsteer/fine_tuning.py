@@ -384,7 +384,7 @@ class _Texts:
         heads = [predicted[place] for place in order]
         self.batches = [
             [spans[place] for place in places]
-            for places in token_batches(lengths, heads, batch_tokens)
+            for places in token_batches(lengths, heads, batch_tokens, mix_lengths=True)
         ]
         self.n_tokens, self.n_predicted = sum(lengths), sum(heads)
 

@@ -59,6 +59,26 @@ def test_only_the_blocks_above_run_again():
     assert ran == [0, 1, 2, 2, 2]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_unsteered_pass_serves_every_layer(family):
+    model = tiny_language_model(family)
+    lower = LowerBlocks(model)
+    with lower.remembered([0, 2]):
+        plain = read(model, TEXTS)
+    for one, other in zip(plain, read(model, TEXTS), strict=True):
+        assert torch.equal(one, other)
+    for layer in (0, 2):
+        with steering(model, layer):
+            expected = read(model, TEXTS)
+        ran = counted(model)
+        steered = steering(model, layer)
+        with lower.skipped(steered), steered:
+            found = read(model, TEXTS)
+        assert min(ran, default=layer + 1) == layer + 1
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one, other)
+
+
 def test_other_texts_are_not_mistaken_for_those_remembered():
     model = tiny_language_model("llama")
     lower = LowerBlocks(model)

@@ -13,6 +13,7 @@ from expertsteer.evaluation import scoring
 from expertsteer.evaluation.scoring import (
     Request,
     continuation_log_likelihoods,
+    token_batches,
     token_divergences,
     token_log_likelihoods,
 )
@@ -121,6 +122,36 @@ def test_parts_have_the_values_of_one_pass(family, monkeypatch):
         assert float(damage.divergence.max()) > 1e-3
 
 
+def test_rows_of_similar_length_are_read_together():
+    lengths = [9, 2, 3, 8, 2, 3, 2]
+    # A quarter of 16 tokens is worth a batch; a shorter row then begins another one.
+    assert list(token_batches(lengths, [0] * 7, 16)) == [[0], [3], [2, 5], [1, 4, 6]]
+    assert list(token_batches(lengths, [0] * 7, 16, mix_lengths=True)) == [
+        [0],
+        [3, 2],
+        [5, 1, 4, 6],
+    ]
+    assert list(token_batches([2] * 9, [0] * 9, 16)) == [list(range(8)), [8]]
+    assert list(token_batches([2] * 3, [300] * 3, 16)) == [[0], [1], [2]]
+
+
+def test_continuations_of_many_lengths_are_read_from_one_context():
+    model = family_model("llama")
+    ids = random_ids(1, 40, 3)[0].tolist()
+    context, tokens = tuple(ids[:5]), tuple(ids[5:40])
+    lengths = (1, 2, 3, 5, 8, 13, 21, 34)
+    requests = [Request(context, tuple(tokens[:n] for n in lengths)) for _ in range(20)]
+    with watched(model) as (heads, read):
+        scores = continuation_log_likelihoods(model, requests, progress=False)
+    # Padded to the longest, the continuations alone would be these.
+    assert sum(read) < 20 * (5 + 7 * 33)
+    alone = continuation_log_likelihoods(model, requests[:1], progress=False)[0]
+    for found in scores:
+        for one, other in zip(found, alone, strict=True):
+            assert one.log_likelihood == pytest.approx(other.log_likelihood, abs=1e-4)
+    assert len(heads) > 1
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_long_continuations_are_scored_in_parts(family, monkeypatch):
     model = family_model(family)
@@ -131,8 +162,8 @@ def test_long_continuations_are_scored_in_parts(family, monkeypatch):
         (scores,) = continuation_log_likelihoods(model, [request], progress=False)
     assert max(heads) == PARTS_OF
     if family not in RECURRENT:
-        # The context once; then both continuations, padded and without their newest tokens.
-        assert sum(read) in (10 + 2 * 29, 39 + 29)
+        # The context once; then either continuation, unpadded and without its newest token.
+        assert sum(read) in (10 + 29 + 19, 39 + 29)
     for tokens, score in zip(request.continuations, scores, strict=True):
         with torch.inference_mode():
             logits = model.model(torch.tensor([[*request.context, *tokens]])).logits[0]

@@ -10,6 +10,7 @@ import torch
 
 from expertsteer.data import LabelledExamples, render
 from expertsteer.errors import ParameterError
+from expertsteer.evaluation.lower_blocks import LowerBlocks
 from expertsteer.evaluation.scoring import mean_log_likelihoods
 from expertsteer.models import LanguageModel, ModelSource, load_model
 from expertsteer.pack import SteeringPack
@@ -89,10 +90,13 @@ def choose_by_preference(
     """
     require_model(target)
     model = load_model(target)
-    unsteered = preference_gap(model, validation, chat_template)
+    lower_blocks = LowerBlocks(model)
+    with lower_blocks.remembered(pack.layers):
+        unsteered = preference_gap(model, validation, chat_template)
     gains = {}
     for layer in pack.layers:
-        with pack.restrict([layer]).apply(model):
+        steering = pack.restrict([layer]).apply(model)
+        with lower_blocks.skipped(steering), steering:
             gains[layer] = preference_gap(model, validation, chat_template) - unsteered
     best = sorted(pack.layers, key=lambda layer: gains[layer], reverse=True)[:n_pairs]
     provenance = pack.provenance | {"validated": {str(j): gain for j, gain in gains.items()}}

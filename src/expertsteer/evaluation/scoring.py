@@ -5,6 +5,7 @@ Only wanted positions reach the output head, and never more than 512 of them at 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -39,6 +40,10 @@ __all__ = [
 # The output head writes positions x vocabulary numbers: 512 x 262,144 in float32 are 537 MB.
 _HEAD_POSITIONS = 512
 _BATCH_TOKENS = 2048
+# Continuations have few tokens each, and padding them multiplies these.
+_CONTINUATION_TOKENS = 512
+# From this part of a batch on, padding a shorter row costs more than another batch.
+_WORTH_A_BATCH = 4
 # Rows of the head's output that are brought to float32 at a time.
 _FLOAT32_ROWS = 64
 
@@ -373,10 +378,9 @@ def continuation_log_likelihoods(
 
 
 def request_sizes(requests: Sequence[Request]) -> tuple[list[int], list[int]]:
-    """Return how many tokens each request has, and how many reach the output head."""
+    """Return how many tokens each context has, and how many positions reach the output head."""
     heads = [sum(map(len, request.continuations)) for request in requests]
-    contexts = [len(request.context) for request in requests]
-    return [a + b for a, b in zip(contexts, heads, strict=True)], heads
+    return [len(request.context) for request in requests], heads
 
 
 def _score_batch(
@@ -419,11 +423,15 @@ def _score_from_cache(
     values, greedy = _gather(read.logits[0], first, torch.tensor(owners))
     totals, all_greedy = values.tolist(), greedy.tolist()
 
-    if longer:
-        cache = read.past_key_values
-        chosen = torch.tensor([owners[row] for row in longer], device=model.device)
-        cache.reorder_cache(chosen)
-        batch, new = padded(model, [continuations[row][:-1] for row in longer], "right")
+    left = list(_continuation_batches(continuations, longer))
+    cache = read.past_key_values
+    while left:
+        rows = left.pop()
+        # Choosing rows changes a cache, and what is left needs it as it was.
+        chosen_cache = copy.deepcopy(cache) if left else cache
+        chosen = torch.tensor([owners[row] for row in rows], device=model.device)
+        chosen_cache.reorder_cache(chosen)
+        batch, new = padded(model, [continuations[row][:-1] for row in rows], "right")
         whole = torch.cat([mask[chosen], new], dim=1)
         positions = position_ids(model, whole, batch.shape[1])
         reading = _Reading(
@@ -431,13 +439,13 @@ def _score_from_cache(
             *new.nonzero(as_tuple=True),
             input_ids=batch,
             attention_mask=whole,
-            past_key_values=cache,
+            past_key_values=chosen_cache,
             **positions,
         )
-        following = torch.tensor([token for row in longer for token in continuations[row][1:]])
+        following = torch.tensor([token for row in rows for token in continuations[row][1:]])
         values, greedy = reading.gather(following)
-        sizes = [len(continuations[row]) - 1 for row in longer]
-        parts = zip(longer, values.split(sizes), greedy.split(sizes), strict=True)
+        sizes = [len(continuations[row]) - 1 for row in rows]
+        parts = zip(rows, values.split(sizes), greedy.split(sizes), strict=True)
         for row, value, is_greedy in parts:
             totals[row] += float(value.double().sum())
             all_greedy[row] = all_greedy[row] and bool(is_greedy.all())
@@ -446,6 +454,15 @@ def _score_from_cache(
     for owner, total, is_greedy in zip(owners, totals, all_greedy, strict=True):
         scores[owner].append(ContinuationScore(total, is_greedy))
     return scores
+
+
+def _continuation_batches(
+    continuations: Sequence[Sequence[int]], longer: Sequence[int]
+) -> Iterator[list[int]]:
+    """Yield those of more than one token, similar lengths together."""
+    lengths = [len(continuations[row]) - 1 for row in longer]
+    for places in token_batches(lengths, lengths, _CONTINUATION_TOKENS):
+        yield [longer[place] for place in places]
 
 
 class _Reading:
@@ -541,7 +558,11 @@ def _gather(
 
 
 def token_batches(
-    lengths: Sequence[int], head_positions: Sequence[int], batch_tokens: int = _BATCH_TOKENS
+    lengths: Sequence[int],
+    head_positions: Sequence[int],
+    batch_tokens: int = _BATCH_TOKENS,
+    *,
+    mix_lengths: bool = False,
 ) -> Iterator[list[int]]:
     """Yield rows of similar length together, longest first so that memory peaks at once.
 
@@ -553,18 +574,24 @@ def token_batches(
         How many of its tokens reach the output head.
     batch_tokens : int, default=2048
         Most tokens of a batch, padding counted.
+    mix_lengths : bool, default=False
+        Whether a batch takes shorter rows until it is full, and not only until padding them
+        costs more than another batch.
 
     Yields
     ------
     list of int
         Places of rows.
     """
+    few = batch_tokens if mix_lengths else batch_tokens // _WORTH_A_BATCH
     batch: list[int] = []
     positions = 0
     for row in sorted(range(len(lengths)), key=lambda r: lengths[r], reverse=True):
         positions += head_positions[row]
-        full = batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens
-        if full or (batch and positions > _HEAD_POSITIONS):
+        longest = lengths[batch[0]] if batch else 0
+        full = batch and (len(batch) + 1) * longest > batch_tokens
+        padded = lengths[row] < longest and len(batch) * longest >= few
+        if full or padded or (batch and positions > _HEAD_POSITIONS):
             yield batch
             batch, positions = [], head_positions[row]
         batch.append(row)
