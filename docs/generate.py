@@ -275,23 +275,24 @@ def _ridge_choice(folder: Path) -> str:
         arm: [np.mean(list(gains), axis=0) for _, gains in group.groupby(place, sort=False)["test"]]
         for arm, group in frame.groupby("arm", sort=False)
     }
-    table = []
-    for arm, group in frame.groupby("arm", sort=False):
-        by_noise = group.groupby("noise")["validation"].mean()
-        parts = by_arm[arm]
-        means = [f"{value:+.2f}" for value in (*by_noise, by_noise.mean())]
+
+    def shown(parts: list[np.ndarray]) -> str:
         low, high = strata_interval(parts, [1.0] * len(parts))
-        mean = np.mean([part.mean() for part in parts])
-        against = ""
-        if arm != "mean_difference":
-            more = [a - b for a, b in zip(parts, by_arm["mean_difference"], strict=True)]
-            ends = strata_interval(more, [1.0] * len(more))
-            change = np.mean([part.mean() for part in more])
-            against = f"{change:+.2f} ({ends[0]:+.2f} to {ends[1]:+.2f})"
-        table.append([arm, *means, f"{mean:+.2f} ({low:+.2f} to {high:+.2f})", against])
-    shares = [f"validation, {float(noise):.0%} wrong" for noise in by_noise.index]
-    head = ["direction", *shares, "mean", "test, mean", "test, over mean_difference"]
-    return pd.DataFrame(table, columns=head).to_markdown(index=False, disable_numparse=True)
+        return f"{np.mean([part.mean() for part in parts]):+.2f} ({low:+.2f} to {high:+.2f})"
+
+    table = frame.pivot_table(values="validation", index="arm", columns="noise", sort=False)
+    table.columns = [f"validation, {100 * float(noise):.0f} % wrong" for noise in table.columns]
+    table["mean"] = table.mean(axis=1)
+    table = table.map("{:+.2f}".format)
+    table["test, mean"] = [shown(by_arm[arm]) for arm in table.index]
+    plain = by_arm["mean_difference"]
+    table["test, over mean_difference"] = [
+        shown([a - b for a, b in zip(by_arm[arm], plain, strict=True)])
+        if arm != "mean_difference"
+        else ""
+        for arm in table.index
+    ]
+    return table.rename_axis("direction").to_markdown(disable_numparse=True)
 
 
 def _model(model: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from tqdm.auto import trange
 from expertsteer.alignment.base import Aligner
 from expertsteer.alignment.linear import (
     Affine,
+    between_bases,
     leave_one_out_ridge,
     ridge_decoder,
     thin_svd,
@@ -233,15 +234,11 @@ class AlignedAutoEncoder(Aligner):
             (z - encoded @ d).square().sum() / total_x
             + self.weight * (encoded - aimed).square().sum() / total_y
         )
-        core = Affine((encoder,), torch.zeros_like(y.s))
         # What float32 rounds off in the encoded states: no decoder may lean on less.
         size = (encoded.square().sum() + len(encoded) * y.mean.square().sum()).sqrt()
         rounded_off = float(size * torch.finfo(torch.float32).eps)
         back = ridge_decoder(thin_svd(encoded, least=rounded_off), x)
-        return (
-            x.to_coordinates().then(core).then(y.from_coordinates()),
-            y.to_coordinates().then(back),
-        )
+        return between_bases(x, encoder, y), y.to_coordinates().then(back)
 
 
 def _way_back(squares: torch.Tensor, products: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 __all__ = [
     "Affine",
     "ThinSVD",
+    "between_bases",
     "leave_one_out_ridge",
     "ridge_decoder",
     "ridge_solution",
@@ -150,6 +151,12 @@ def ridge_decoder(encoded: ThinSVD, expert: ThinSVD) -> Affine:
     coordinates = expert.u * expert.s
     ridge = leave_one_out_ridge(encoded, coordinates)
     return ridge_solution(encoded, coordinates, ridge).then(expert.from_coordinates())
+
+
+def between_bases(left: ThinSVD, core: torch.Tensor, right: ThinSVD) -> Affine:
+    """Return the map between states that maps one side's principal coordinates by a matrix."""
+    middle = Affine((core,), torch.zeros_like(right.s))
+    return left.to_coordinates().then(middle).then(right.from_coordinates())
 
 
 def _times(rows: torch.Tensor, factors: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -10,6 +10,7 @@ from expertsteer.alignment.base import EncoderOnly
 from expertsteer.alignment.linear import (
     Affine,
     ThinSVD,
+    between_bases,
     leave_one_out_ridge,
     ridge_solution,
     thin_svd,
@@ -80,8 +81,7 @@ class Procrustes(EncoderOnly):
         a, s, bt = torch.linalg.svd(x.s[:, None] * (x.u.T @ y.u) * y.s, full_matrices=False)
         rotated = x.u @ (x.s[:, None] * a)
         rotation = a @ bt * (s.sum() / rotated.square().sum())
-        core = Affine((rotation,), torch.zeros_like(y.s))
-        return x.to_coordinates().then(core).then(y.from_coordinates())
+        return between_bases(x, rotation, y)
 
 
 class CCA(EncoderOnly):
@@ -128,8 +128,7 @@ class CCA(EncoderOnly):
         self.correlations_ = correlations[kept].float()
         to_variates = a[:, kept] / scale_x[:, None]
         along = (to_variates * correlations[kept]) @ (bt[kept] * scale_y)
-        variates = Affine((along,), torch.zeros_like(y.s))
-        return x.to_coordinates().then(variates).then(y.from_coordinates())
+        return between_bases(x, along, y)
 
 
 def _check_ridge(ridge: float | None) -> None:

@@ -60,13 +60,13 @@ def write_config(context: typer.Context, output: Path) -> Path:
     Path
         The file written; ``--config`` reads it.
     """
+    import yaml
+
     values = {
         name: _plain(value)
         for name, value in context.params.items()
         if name not in _NOT_SETTINGS and value is not None
     }
-    import yaml
-
     path = output.with_suffix(".yaml")
     write_text(path, yaml.safe_dump({"command": context.info_name} | values, sort_keys=False))
     return path

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from expertsteer.data import RenderedText
 from expertsteer.errors import DataError
 from expertsteer.models import LanguageModel, replaced_forward
-from expertsteer.models.batches import padded, position_ids
+from expertsteer.models.batches import is_full, padded, position_ids
 
 __all__ = [
     "ContinuationScore",
@@ -42,8 +42,6 @@ _HEAD_POSITIONS = 512
 _BATCH_TOKENS = 2048
 # Continuations have few tokens each, and padding them multiplies these.
 _CONTINUATION_TOKENS = 512
-# From this part of a batch on, padding a shorter row costs more than another batch.
-_WORTH_A_BATCH = 4
 # Rows of the head's output that are brought to float32 at a time.
 _FLOAT32_ROWS = 64
 
@@ -423,14 +421,16 @@ def _score_from_cache(
     values, greedy = _gather(read.logits[0], first, torch.tensor(owners))
     totals, all_greedy = values.tolist(), greedy.tolist()
 
-    left = list(_continuation_batches(continuations, longer))
-    cache = read.past_key_values
-    while left:
-        rows = left.pop()
-        # Choosing rows changes a cache, and what is left needs it as it was.
-        chosen_cache = copy.deepcopy(cache) if left else cache
+    lengths = [len(continuations[row]) - 1 for row in longer]
+    batches = list(token_batches(lengths, lengths, _CONTINUATION_TOKENS))
+    for places in batches:
+        rows = [longer[place] for place in places]
+        # Choosing rows changes a cache, and the batches that follow need it as it was.
+        cache = read.past_key_values
+        if places is not batches[-1]:
+            cache = copy.deepcopy(cache)
         chosen = torch.tensor([owners[row] for row in rows], device=model.device)
-        chosen_cache.reorder_cache(chosen)
+        cache.reorder_cache(chosen)
         batch, new = padded(model, [continuations[row][:-1] for row in rows], "right")
         whole = torch.cat([mask[chosen], new], dim=1)
         positions = position_ids(model, whole, batch.shape[1])
@@ -439,7 +439,7 @@ def _score_from_cache(
             *new.nonzero(as_tuple=True),
             input_ids=batch,
             attention_mask=whole,
-            past_key_values=chosen_cache,
+            past_key_values=cache,
             **positions,
         )
         following = torch.tensor([token for row in rows for token in continuations[row][1:]])
@@ -454,15 +454,6 @@ def _score_from_cache(
     for owner, total, is_greedy in zip(owners, totals, all_greedy, strict=True):
         scores[owner].append(ContinuationScore(total, is_greedy))
     return scores
-
-
-def _continuation_batches(
-    continuations: Sequence[Sequence[int]], longer: Sequence[int]
-) -> Iterator[list[int]]:
-    """Yield those of more than one token, similar lengths together."""
-    lengths = [len(continuations[row]) - 1 for row in longer]
-    for places in token_batches(lengths, lengths, _CONTINUATION_TOKENS):
-        yield [longer[place] for place in places]
 
 
 class _Reading:
@@ -583,15 +574,14 @@ def token_batches(
     list of int
         Places of rows.
     """
-    few = batch_tokens if mix_lengths else batch_tokens // _WORTH_A_BATCH
     batch: list[int] = []
     positions = 0
     for row in sorted(range(len(lengths)), key=lambda r: lengths[r], reverse=True):
         positions += head_positions[row]
-        longest = lengths[batch[0]] if batch else 0
-        full = batch and (len(batch) + 1) * longest > batch_tokens
-        padded = lengths[row] < longest and len(batch) * longest >= few
-        if full or padded or (batch and positions > _HEAD_POSITIONS):
+        if batch and (
+            positions > _HEAD_POSITIONS
+            or is_full(len(batch), lengths[batch[0]], lengths[row], batch_tokens, mix_lengths)
+        ):
             yield batch
             batch, positions = [], head_positions[row]
         batch.append(row)

@@ -9,7 +9,7 @@ import torch
 
 from expertsteer.models.loading import LanguageModel
 
-__all__ = ["HostCopy", "padded", "position_ids", "to_device"]
+__all__ = ["HostCopy", "is_full", "padded", "position_ids", "to_device"]
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -54,6 +54,27 @@ class HostCopy:
         for event in self._events:
             event.synchronize()
         return self._host.transpose(0, 1)
+
+
+def is_full(
+    n_rows: int, longest: int, following: int, batch_tokens: int, mix_lengths: bool = False
+) -> bool:
+    """Return whether a row has no place in a batch that was begun with longer ones.
+
+    Parameters
+    ----------
+    n_rows, longest : int
+        Of the batch, and the tokens of its longest row.
+    following : int
+        Tokens of the row, no more than ``longest``.
+    batch_tokens : int
+        Most tokens of the batch, padding counted.
+    mix_lengths : bool, default=False
+        Whether shorter rows are taken until the batch is full. Otherwise only until it is a
+        quarter full: from there on, padding them costs more than another batch.
+    """
+    pads_too_much = following < longest and 4 * n_rows * longest >= batch_tokens
+    return (n_rows + 1) * longest > batch_tokens or (pads_too_much and not mix_lengths)
 
 
 def padded(

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from expertsteer.data import RenderedText
 from expertsteer.models import LanguageModel, block_output
-from expertsteer.models.batches import HostCopy, padded, position_ids, to_device
+from expertsteer.models.batches import HostCopy, is_full, padded, position_ids, to_device
 from expertsteer.states.positions import TokenSpan
 
 __all__ = [
@@ -356,7 +356,7 @@ def plan_batches(
 def _text_batches(spans: Sequence[TokenSpan], batch_tokens: int) -> Iterator[Batch]:
     batch: list[TextGroup] = []
     for group in sorted(text_groups(spans), key=lambda group: len(group.ids), reverse=True):
-        if batch and _is_full(batch, group, batch_tokens):
+        if batch and is_full(len(batch), len(batch[0].ids), len(group.ids), batch_tokens):
             yield Batch.of_texts(batch)
             batch = []
         batch.append(group)
@@ -377,11 +377,3 @@ def _group_batches(groups: Sequence[PromptGroup], batch_tokens: int) -> Iterator
         n_tails += tails
     if batch:
         yield Batch.of_groups(batch)
-
-
-def _is_full(batch: Sequence[TextGroup], following: TextGroup, batch_tokens: int) -> bool:
-    """Return whether the next text, no longer than the batch's first, has no place in it."""
-    longest = len(batch[0].ids)
-    # From a quarter on, padding a shorter text costs more than another batch.
-    padded = len(following.ids) < longest and 4 * len(batch) * longest >= batch_tokens
-    return padded or (len(batch) + 1) * longest > batch_tokens
