@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import nullcontext
 
 import pytest
 import torch
+from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
 
 from expertsteer.data import RenderedText
 from expertsteer.evaluation.lower_blocks import LowerBlocks
@@ -102,17 +104,120 @@ def test_divergences_are_as_without():
             assert torch.equal(one.divergence, other.divergence)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "mamba"])
-def test_passes_with_a_cache_run_whole(family):
+# More tokens than the sliding windows of the families that have them.
+REQUESTS = [
+    Request((7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18), ((11, 12), (13, 14, 15))),
+    Request((9, 8, 7), ((11,), (12, 13, 14, 15))),
+]
+# Its cache keeps more than keys and values.
+RUN_WHOLE = ("lfm2",)
+
+
+def scores(model, requests):
+    return continuation_log_likelihoods(model, requests, progress=False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_continuations_of_a_cached_context_are_as_without(family):
     model = tiny_language_model(family)
     lower = LowerBlocks(model)
-    requests = [Request((7, 8, 9, 10), ((11, 12), (13, 14, 15)))]
-    with steering(model):
-        expected = continuation_log_likelihoods(model, requests, progress=False)
-    for _ in range(2):
-        steered = steering(model)
+    for layer in (2, 1, 0):
+        for seed in range(2):
+            steered = steering(model, layer, seed)
+            with steered:
+                expected = scores(model, REQUESTS)
+            ran = counted(model)
+            with lower.skipped(steered), steered:
+                assert scores(model, REQUESTS) == expected
+            skips = seed == 1 and family not in RUN_WHOLE
+            assert min(ran, default=layer + 1) == (layer + 1 if skips else 0)
+    assert scores(model, REQUESTS) != expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("positions", ["prompt", "generated", "last"])
+def test_continuations_are_as_without_wherever_is_steered(family, positions):
+    model = tiny_language_model(family)
+    lower = LowerBlocks(model)
+    for seed in range(2):
+        vector = steering(model, 1, seed).vectors
+        steered = Steering(model.model, vector, positions=positions)
+        with steered:
+            expected = scores(model, REQUESTS)
         with lower.skipped(steered), steered:
-            assert continuation_log_likelihoods(model, requests, progress=False) == expected
+            assert scores(model, REQUESTS) == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_one_continuation_of_two_contexts_is_not_mistaken(family):
+    model = tiny_language_model(family)
+    lower = LowerBlocks(model)
+    # What a sliding window still sees is the same in both.
+    seen = tuple(range(20, 32))
+    for first in (7, 8):
+        requests = [Request((first, *seen), ((11, 12, 13),))]
+        steered = steering(model, 2)
+        with steered:
+            expected = scores(model, requests)
+        with lower.skipped(steered), steered:
+            assert scores(model, requests) == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "lfm2"])
+def test_generated_texts_are_as_without_and_not_remembered(family):
+    model = tiny_language_model(family)
+    lower = LowerBlocks(model)
+    ids = torch.arange(5, 17).reshape(2, 6)
+    options = {"max_new_tokens": 8, "do_sample": False}
+    for seed in range(3):
+        steered = steering(model, 1, seed)
+        with steered:
+            expected = model.model.generate(ids, **options)
+        with lower.skipped(steered), steered:
+            assert torch.equal(model.model.generate(ids, **options), expected)
+    assert len(lower._remembered) == (family != "lfm2")
+
+
+def test_states_that_blocks_share_are_computed_anew():
+    config = Gemma3nTextConfig(
+        vocab_size=64,
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2,
+        sliding_window=8,
+        laurel_rank=4,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=64,
+        activation_sparsity_pattern=[0.0] * 4,
+    )
+    torch.manual_seed(0)
+    inner = Gemma3nForCausalLM(config).eval()
+    model = dataclasses.replace(tiny_language_model("llama"), model=inner)
+    ids = torch.arange(3, 12)[None]
+    expected = inner(input_ids=ids, use_cache=False).logits
+    lower = LowerBlocks(model)
+    for _ in range(2):
+        with lower.remembered([1]):
+            found = inner(input_ids=ids, use_cache=False).logits
+        assert torch.equal(found, expected)
+
+
+def test_seconds_are_counted_when_they_are_skipped():
+    model = tiny_language_model("llama")
+    lower = LowerBlocks(model)
+    steered = steering(model)
+    counts = []
+    for _ in range(3):
+        with lower.skipped(steered), steered:
+            read(model, TEXTS)
+        counts.append(lower.seconds_skipped)
+    assert 0 == counts[0] < counts[1]
+    assert counts[2] == pytest.approx(2 * counts[1])
 
 
 def test_what_is_no_steering_skips_nothing():

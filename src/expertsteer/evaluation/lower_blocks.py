@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from expertsteer.models import LanguageModel, replaced_forward
+from expertsteer.models import LanguageModel, replaced_forward, seconds_of_work
 from expertsteer.steering import Steering
 
 __all__ = ["LowerBlocks"]
@@ -21,22 +24,29 @@ class LowerBlocks:
     """Remembers what a model's blocks return up to the lowest steered one.
 
     A steering changes nothing up to the block it is added behind, so a text that is read
-    under many strengths needs those blocks once. What is remembered is the block's own
-    output, bit for bit; the memory it takes grows with the texts.
+    under many steerings needs those blocks once. What is remembered is the block's own
+    output and the keys and values it added to a cache, bit for bit; the memory it takes
+    grows with the texts.
 
     Parameters
     ----------
     model : LanguageModel
 
+    Attributes
+    ----------
+    seconds_skipped : float
+        What the blocks that were skipped so far took when they were read.
+
     Notes
     -----
-    Source: this project. Passes that fill or use a key-value cache run whole, since later
-    passes ask for every block's keys.
+    Source: this project. Passes whose cache is more than keys and values (recurrent states,
+    states shared between blocks) run whole.
     """
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
-        self._outputs: dict[tuple[int, bytes, bytes], Any] = {}
+        self._remembered: dict[tuple[int, bytes], _Remembered] = {}
+        self.seconds_skipped = 0.0
 
     def skipped(self, steering: AbstractContextManager[Any]) -> AbstractContextManager[None]:
         """Return a context manager under which remembered blocks are skipped.
@@ -49,82 +59,164 @@ class LowerBlocks:
         """
         if not isinstance(steering, Steering):
             return nullcontext()
-        return self._skipped_to(min(steering.vectors))
+        return self.remembered([min(steering.vectors)])
 
     @contextmanager
     def remembered(self, layers: Iterable[int]) -> Iterator[None]:
-        """Remember what unsteered passes give, for steerings whose lowest layer is one of these.
+        """Remember what passes give that nothing steers below or at these layers.
 
         Parameters
         ----------
         layers : iterable of int
+            The lowest layers of the steerings to come.
         """
+        chosen = sorted(layers)
         with ExitStack() as stack:
-            running = self._watched(stack)
+            running = _Pass()
 
-            def keep(layer: int, _block: nn.Module, _args: Any, output: Any) -> None:
-                if running.key is not None:
-                    self._outputs[(layer, *running.key)] = output
+            def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                self._begin(running, chosen, _options(module.forward, args, kwargs))
 
-            for layer in layers:
-                hook = self.model.blocks[layer].register_forward_hook(partial(keep, layer))
-                stack.callback(hook.remove)
+            decoder = self.model.model.get_decoder()
+            stack.callback(decoder.register_forward_pre_hook(begin, with_kwargs=True).remove)
+            for place, block in enumerate(self.model.blocks[: chosen[-1] + 1]):
+                forward = self._forward(running, place, block.forward)
+                stack.enter_context(replaced_forward(block, forward))
             yield
 
-    def _watched(self, stack: ExitStack) -> _Pass:
-        """Return what knows, until the stack is left, which pass the decoder is in."""
-        running = _Pass()
+    def _begin(self, running: _Pass, layers: list[int], options: dict[str, Any]) -> None:
+        """Find out what is known of a pass; of several layers, all or none."""
+        keys = {layer: _key(options, layer) for layer in layers}
+        running.keys = {layer: key for layer, key in keys.items() if key is not None}
+        found = [self._remembered.get(item) for item in running.keys.items()]
+        running.known = found[-1] if found and None not in found else None
+        running.fills_cache = options.get("use_cache") is not False
+        running.updates = []
+        if running.known is not None:
+            self.seconds_skipped += running.known.seconds
+        running.started = seconds_of_work(self.model)
 
-        def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-            running.key = _key(given | given.get("kwargs", {}))
-
-        decoder = self.model.model.get_decoder()
-        stack.callback(decoder.register_forward_pre_hook(begin, with_kwargs=True).remove)
-        return running
-
-    @contextmanager
-    def _skipped_to(self, layer: int) -> Iterator[None]:
-        def forward(place: int, original: Callable[..., Any]) -> Callable[..., Any]:
-            def run(*args: Any, **kwargs: Any) -> Any:
-                if running.key is None:
-                    return original(*args, **kwargs)
-                key = (layer, *running.key)
-                if key in self._outputs:
-                    # Blocks hand on what they are given; the last one returns the same again.
-                    return self._outputs[key]
+    def _forward(
+        self, running: _Pass, place: int, original: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            options = _options(original, args, kwargs)
+            cache = _cache_in(options)
+            if running.known is not None:
+                if cache is not None:
+                    for update in running.known.updates[place]:
+                        cache.update(*update.args, **update.kwargs)
+                # Blocks hand on what they are given; the last one returns the same again.
+                return running.known.output
+            with _recorded(cache) as updates:
                 output = original(*args, **kwargs)
-                if place == layer:
-                    self._outputs[key] = output
-                return output
+            running.updates.append(updates)
+            if cache is None:
+                keeps_more = running.fills_cache
+            else:
+                keeps_more = _attention_cache(cache, place) is None
+            if keeps_more or options.get("shared_kv_states") is not None:
+                running.keys = {}
+            key = running.keys.get(place)
+            if key is not None:
+                seconds = seconds_of_work(self.model) - running.started
+                new = _Remembered(output, list(running.updates), seconds)
+                self._remembered[(place, key)] = new
+            return output
 
-            return run
-
-        with ExitStack() as stack:
-            running = self._watched(stack)
-            for place, block in enumerate(self.model.blocks[: layer + 1]):
-                stack.enter_context(replaced_forward(block, forward(place, block.forward)))
-            yield
+        return forward
 
 
+class _Update(NamedTuple):
+    """What a block gave to a cache."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    """What the blocks up to one gave and took: output, updates of the cache by block, seconds."""
+
+    output: Any
+    updates: list[list[_Update]]
+    seconds: float
+
+
+@dataclass
 class _Pass:
-    """A pass through the decoder; its key is None where blocks may not be skipped."""
+    """A pass through the decoder: what it may be remembered by, and what is known of it."""
 
-    key: tuple[bytes, bytes] | None = None
+    keys: dict[int, bytes] = field(default_factory=dict)
+    known: _Remembered | None = None
+    fills_cache: bool = True
+    updates: list[list[_Update]] = field(default_factory=list)
+    started: float = 0.0
 
 
-def _key(options: dict[str, Any]) -> tuple[bytes, bytes] | None:
-    """Return what tells a pass with these options of the decoder from others, or None."""
+def _options(
+    forward: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what a forward function is given, by name."""
+    given = inspect.signature(forward).bind(*args, **kwargs).arguments
+    return given | given.get("kwargs", {})
+
+
+@contextmanager
+def _recorded(cache: Any) -> Iterator[list[_Update]]:
+    """Keep what a cache is updated with."""
+    updates: list[_Update] = []
+    if cache is None:
+        yield updates
+        return
+    update = cache.update
+
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        updates.append(_Update(args, kwargs))
+        return update(*args, **kwargs)
+
+    cache.update = keep
+    try:
+        yield updates
+    finally:
+        del cache.update
+
+
+def _cache_in(options: dict[str, Any]) -> Cache | None:
+    # Families call it by several names.
+    return next((value for value in options.values() if isinstance(value, Cache)), None)
+
+
+def _attention_cache(cache: Cache, place: int) -> DynamicLayer | None:
+    """Return what a block's attention keeps, where that is what it was given and no more."""
+    layer = cache.layers[place] if type(cache) is DynamicCache else None
+    is_plain = type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
+    return cast(DynamicLayer, layer) if is_plain else None
+
+
+def _key(options: dict[str, Any], layer: int) -> bytes | None:
+    """Return what tells a pass with these options of the decoder from others, or None.
+
+    Of a cache it is what the blocks up to the layer have put there.
+    """
     ids, mask = options.get("input_ids"), options.get("attention_mask")
-    if ids is None or options.get("use_cache") is not False:
+    cache = _cache_in(options)
+    if ids is None or not (mask is None or isinstance(mask, torch.Tensor)):
         return None
-    if options.get("past_key_values") is not None:
-        return None
-    if mask is not None and not isinstance(mask, torch.Tensor):
-        return None
-    return _bytes(ids), b"" if mask is None else _bytes(mask)
-
-
-def _bytes(tensor: torch.Tensor) -> bytes:
-    # Rows of another length would have the same bytes.
-    return repr(tuple(tensor.shape)).encode() + tensor.cpu().numpy().tobytes()
+    digest = hashlib.blake2b(repr(options.get("use_cache")).encode())
+    tensors = [ids, mask, options.get("position_ids")]
+    if cache is not None and cache.get_seq_length():
+        if ids.shape[1] == 1:
+            # A token that was just generated: other steerings write other texts.
+            return None
+        for place in range(layer + 1):
+            kept = _attention_cache(cache, place)
+            if kept is None:
+                return None
+            tensors += [kept.keys, kept.values]
+    for tensor in tensors:
+        # Rows of another length would have the same bytes.
+        digest.update(repr(None if tensor is None else tuple(tensor.shape)).encode())
+        if tensor is not None:
+            digest.update(tensor.contiguous().view(torch.uint8).cpu().numpy())
+    return digest.digest()

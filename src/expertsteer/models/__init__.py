@@ -8,6 +8,7 @@ from expertsteer.models.blocks import (
     residual_width,
     unwrap,
 )
+from expertsteer.models.clock import seconds_of_work
 from expertsteer.models.embedded import EMBEDDED_MODELS
 from expertsteer.models.fingerprint import ModelDescription, describe_model, explain_mismatch
 from expertsteer.models.loading import DTYPES, LanguageModel, ModelSource, load_model, locate_model
@@ -30,5 +31,6 @@ __all__ = [
     "locate_model",
     "replaced_forward",
     "residual_width",
+    "seconds_of_work",
     "unwrap",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -20,7 +19,7 @@ from expertsteer.data import LabelledExamples
 from expertsteer.evaluation.intervals import mean_interval
 from expertsteer.evaluation.lower_blocks import LowerBlocks
 from expertsteer.methods import Material, method_vectors
-from expertsteer.models import LanguageModel
+from expertsteer.models import LanguageModel, seconds_of_work
 from expertsteer.pack import SteeringPack
 from expertsteer.pairing import mutual_information_table, select_pairs
 from expertsteer.states import States
@@ -252,19 +251,19 @@ class TargetBench:
         pairs = self.pairs(arm, expert)
         if arm.uses_plain_text and expert is not None:
             self._paired_plain_states(arm, expert)
-        started = cost_so_far(self.model)
+        started = seconds_of_work(self.model)
         material = self.material(arm, expert, pairs)
         # The paper's method is the same call with the paper's settings.
         method = "expertsteer" if arm.method == "expertsteer_paper" else arm.method
         pack = self._pack(method_vectors(method, material, self.benchmark.seed), arm)
-        made = cost_so_far(self.model)
+        made = seconds_of_work(self.model)
         strongest = self._strength(pack, arm)
         shares = arm.strength_shares or self.study.strength_shares
         tried = []
         for share in shares if strongest else ():
             effect = self._effect(pack, share * strongest, arm)
             tried.append((share, float(effect.mean()), mean_interval(effect)))
-        searched = cost_so_far(self.model)
+        searched = seconds_of_work(self.model)
         cell: dict[str, Any] = {
             "pairs": [list(pair) for pair in pairs],
             "n_train": len(set(material.examples.split("train").groups)),
@@ -280,8 +279,11 @@ class TargetBench:
         cell |= {"strength": round(strength, 6), "beats_zero": interval[0] > 0}
         positions = self._positions(arm)
         steering = pack.apply(self.model, strength, positions) if strength else None
+        skipped = self.lower_blocks.seconds_skipped
         cell["test"] = self._measure(steering)
-        scored = cost_so_far(self.model)
+        scored = seconds_of_work(self.model)
+        # A user reads a question once, with all its blocks.
+        skipped = self.lower_blocks.seconds_skipped - skipped
         damage = (
             self.damage_on_test(pack.apply(self.model, strength, "all"))
             if strength
@@ -291,23 +293,24 @@ class TargetBench:
         cell["seconds"] = {
             "fit": round(made - started, 2),
             "strength": round(searched - made, 2),
-            "test": round(scored - searched, 2),
+            "test": round(scored - searched + skipped, 2),
         }
         return cell
 
     def _measure(
         self, steering: AbstractContextManager[Any] | None, instruction: str = ""
     ) -> dict[str, list[float]]:
-        with steering or nullcontext():
+        steering = steering or nullcontext()
+        with self.lower_blocks.skipped(steering), steering:
             return self.subject.measure(instruction)
 
     def _run_prompt(self, arm: ArmSettings) -> dict[str, Any]:
         task, metric = self.subject.validation
         instruction = self.benchmark.instruction
         effect = item_values(self.model, instructed(task, instruction), metric) - self.unsteered
-        started = cost_so_far(self.model)
+        started = seconds_of_work(self.model)
         test = self._measure(None, instruction)
-        seconds = {"fit": 0.0, "test": round(cost_so_far(self.model) - started, 2)}
+        seconds = {"fit": 0.0, "test": round(seconds_of_work(self.model) - started, 2)}
         # An instruction stands before questions only: plain text is read as ever.
         return _whole_effect(effect) | {
             "test": test,
@@ -324,11 +327,11 @@ class TargetBench:
         task, metric = self.subject.validation
         with adapted(self.model, folder):
             effect = item_values(self.model, task, metric) - self.unsteered
-        searched = cost_so_far(self.model)
+        searched = seconds_of_work(self.model)
         test = self._measure(adapted(self.model, folder))
         seconds = {
             "fit": round(record["training"]["seconds"], 2),
-            "test": round(cost_so_far(self.model) - searched, 2),
+            "test": round(seconds_of_work(self.model) - searched, 2),
         }
         damage = self.damage_on_test(_Adapted(self.model, folder))
         return _whole_effect(effect) | {
@@ -358,9 +361,9 @@ class _Adapted:
 
 def measure_unsteered(subject: Subject, undamaged: float) -> dict[str, Any]:
     """Return the cell of a model as it is."""
-    started = cost_so_far(subject.model)
+    started = seconds_of_work(subject.model)
     test = subject.measure()
-    seconds = {"fit": 0.0, "test": round(cost_so_far(subject.model) - started, 2)}
+    seconds = {"fit": 0.0, "test": round(seconds_of_work(subject.model) - started, 2)}
     names = [question.name for question in subject.test[0].questions]
     return {"items": names, "test": test, "damage": undamaged, "seconds": seconds}
 
@@ -381,8 +384,3 @@ def _whole_effect(effect: np.ndarray) -> dict[str, Any]:
     interval = mean_interval(effect)
     tried = {"share": 1.0, "effect": round(float(effect.mean()), 5), "interval": _rounded(interval)}
     return {"validation": [tried], "beats_zero": interval[0] > 0}
-
-
-def cost_so_far(model: LanguageModel) -> float:
-    """Return seconds of work: processor time on a CPU, where other programs take their share."""
-    return time.process_time() if model.device.type == "cpu" else time.perf_counter()
