@@ -172,6 +172,15 @@ def test_long_continuations_are_scored_in_parts(family, monkeypatch):
         assert score.log_likelihood == pytest.approx(expected, abs=1e-3)
 
 
+def test_contexts_and_continuations_share_a_call_of_the_head():
+    model = tiny_language_model("llama")
+    requests = [Request((7, 8, 9), ((11,), (12, 13, 14))), Request((9, 8, 7), ((11, 12),))]
+    with watched(model) as (heads, read):
+        continuation_log_likelihoods(model, requests, progress=False)
+    assert [n for n in heads if n] == [5]
+    assert len(read) == 2
+
+
 def test_512_positions_at_most_leave_the_head():
     config = copy.deepcopy(tiny_model("llama").config)
     config.max_position_embeddings = 2048
@@ -180,7 +189,8 @@ def test_512_positions_at_most_leave_the_head():
     text = RenderedText(words(1300), 0, False)
     with watched(model) as (heads, read):
         (values,) = token_log_likelihoods(model, [text])
-    assert (heads, read) == ([512, 512, 276], [1300])
+    # Nothing while the decoder reads.
+    assert (heads, read) == ([0, 512, 512, 276], [1300])
     scores, following = by_hand(model, text)
     expected = scores.gather(1, following[:, None])[:, 0]
     torch.testing.assert_close(values, expected, atol=1e-4, rtol=1e-4)

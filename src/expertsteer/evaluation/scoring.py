@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -298,9 +298,10 @@ class _WholeBatch:
     following: torch.Tensor
     sizes: list[int]
 
-    def read(self, model: LanguageModel) -> _Reading:
+    def read(self, model: LanguageModel) -> _Predicted:
         where = self.mask.nonzero(as_tuple=True)
-        return _Reading(model, *where, **_inputs(self.ids, self.mask), use_cache=False)
+        inputs = _inputs(self.ids, self.mask)
+        return _Predicted(model, *_decode(model, *where, **inputs, use_cache=False))
 
 
 def _whole_batches(model: LanguageModel, ids: Sequence[Sequence[int]]) -> Iterator[_WholeBatch]:
@@ -413,14 +414,18 @@ def _score_from_cache(
     longer = [row for row, tokens in enumerate(continuations) if len(tokens) > 1]
 
     last = torch.full((len(requests),), contexts.shape[1] - 1)
-    with head_sees(model, torch.arange(len(requests)), last):
-        read = model.model(
-            **_inputs(contexts, mask), **position_ids(model, mask), use_cache=bool(longer)
-        )
-    first = torch.tensor([tokens[0] for tokens in continuations])
-    values, greedy = _gather(read.logits[0], first, torch.tensor(owners))
-    totals, all_greedy = values.tolist(), greedy.tolist()
-
+    read, states = _decode(
+        model,
+        *(torch.arange(len(requests)), last),
+        **(_inputs(contexts, mask) | position_ids(model, mask)),
+        use_cache=bool(longer),
+    )
+    # The output head packs its weights anew whenever it is called, however few positions it
+    # is given: those of a batch share the calls.
+    in_front_of_head = [states]
+    # Of every token: its continuation, the state that predicts it, itself.
+    wanted = [(row, owner, continuations[row][0]) for row, owner in enumerate(owners)]
+    n_states = len(requests)
     lengths = [len(continuations[row]) - 1 for row in longer]
     batches = list(token_batches(lengths, lengths, _CONTINUATION_TOKENS))
     for places in batches:
@@ -433,22 +438,26 @@ def _score_from_cache(
         cache.reorder_cache(chosen)
         batch, new = padded(model, [continuations[row][:-1] for row in rows], "right")
         whole = torch.cat([mask[chosen], new], dim=1)
-        positions = position_ids(model, whole, batch.shape[1])
-        reading = _Reading(
+        _, states = _decode(
             model,
             *new.nonzero(as_tuple=True),
             input_ids=batch,
             attention_mask=whole,
             past_key_values=cache,
-            **positions,
+            **position_ids(model, whole, batch.shape[1]),
         )
-        following = torch.tensor([token for row in rows for token in continuations[row][1:]])
-        values, greedy = reading.gather(following)
-        sizes = [len(continuations[row]) - 1 for row in rows]
-        parts = zip(rows, values.split(sizes), greedy.split(sizes), strict=True)
-        for row, value, is_greedy in parts:
-            totals[row] += float(value.double().sum())
-            all_greedy[row] = all_greedy[row] and bool(is_greedy.all())
+        in_front_of_head.append(states)
+        following = [(row, token) for row in rows for token in continuations[row][1:]]
+        wanted += [(row, n, token) for n, (row, token) in enumerate(following, n_states)]
+        n_states += len(following)
+
+    _, places, tokens = torch.tensor(wanted).T
+    values, greedy = _Predicted(model, read, torch.cat(in_front_of_head)).gather(tokens, places)
+    totals, all_greedy = [0.0] * len(continuations), [True] * len(continuations)
+    found = zip(wanted, values.tolist(), greedy.tolist(), strict=True)
+    for (row, _, _), value, is_greedy in found:
+        totals[row] += value
+        all_greedy[row] = all_greedy[row] and is_greedy
 
     scores: list[list[ContinuationScore]] = [[] for _ in requests]
     for owner, total, is_greedy in zip(owners, totals, all_greedy, strict=True):
@@ -456,61 +465,84 @@ def _score_from_cache(
     return scores
 
 
-class _Reading:
-    """What a model predicts at some positions of a batch that its decoder reads once.
-
-    The decoder reads when this is made, steered or not; the output head works when
-    `logits` is iterated over. What an architecture does behind the head (caps, scales) is
-    its own code: its forward pass runs again for every further part of the positions, on
-    the states that the decoder returned the first time.
+def _decode(
+    model: LanguageModel, rows: torch.Tensor, columns: torch.Tensor, **inputs: Any
+) -> tuple[Any, torch.Tensor]:
+    """Let the decoder read a batch, steered or not, and the output head nothing yet.
 
     Parameters
     ----------
     model : LanguageModel
     rows, columns : Tensor of shape (n,)
-        The positions.
+        The wanted positions.
     **inputs
         Of the model.
+
+    Returns
+    -------
+    output : ModelOutput
+        The decoder's.
+    states : Tensor of shape (n, width)
+        Of the wanted positions, what the output head would see.
+    """
+    outputs: list[Any] = []
+    nowhere = torch.empty(0, dtype=torch.long)
+    decoder = model.model.get_decoder()
+    handle = decoder.register_forward_hook(lambda _module, _args, output: outputs.append(output))
+    try:
+        with head_sees(model, nowhere, nowhere):
+            model.model(**inputs)
+    finally:
+        handle.remove()
+    hidden = outputs[0].last_hidden_state
+    return outputs[0], hidden[rows.to(hidden.device), columns.to(hidden.device)]
+
+
+class _Predicted:
+    """What a model predicts from states in front of its output head.
+
+    What an architecture does behind the head (caps, scales) is its own code: its forward
+    pass runs, with a decoder that returns these states.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    output : ModelOutput
+        An output of the decoder.
+    states : Tensor of shape (n, width)
     """
 
-    def __init__(
-        self, model: LanguageModel, rows: torch.Tensor, columns: torch.Tensor, **inputs: Any
-    ) -> None:
+    def __init__(self, model: LanguageModel, output: Any, states: torch.Tensor) -> None:
         self._model = model
-        self._inputs = inputs
-        sizes = _HEAD_POSITIONS
-        self._parts = list(zip(rows.split(sizes), columns.split(sizes), strict=True))
-        self._decoded: Any = None
-        with ExitStack() as stack:
-            if len(self._parts) > 1:
-                handle = model.model.get_decoder().register_forward_hook(self._keep)
-                stack.callback(handle.remove)
-            stack.enter_context(head_sees(model, *self._parts[0]))
-            self._first: torch.Tensor | None = model.model(**inputs).logits[0]
-
-    def _keep(self, _decoder: torch.nn.Module, _args: Any, output: Any) -> None:
-        self._decoded = output
+        self._output = output
+        self._states = states
 
     def logits(self) -> Iterator[torch.Tensor]:
-        """Yield the logits of at most 512 positions at a time; once."""
-        first, self._first = self._first, None
-        assert first is not None
-        yield first
-        for part in self._parts[1:]:
-            with _decoder_returns(self._model, self._decoded), head_sees(self._model, *part):
-                logits = self._model.model(**self._inputs).logits[0]
+        """Yield the logits of at most 512 states at a time."""
+        decoder = self._model.model.get_decoder()
+        for part in self._states.split(_HEAD_POSITIONS):
+            output = copy.copy(self._output)
+            output["last_hidden_state"] = part[None]
+            ids = torch.zeros((1, len(part)), dtype=torch.long, device=part.device)
+            with replaced_forward(decoder, lambda *_args, output=output, **_options: output):
+                logits = self._model.model(input_ids=ids, use_cache=False).logits[0]
             yield logits
 
-    def gather(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return each position's token's log-probability and whether it is the likeliest."""
-        parts = zip(self.logits(), tokens.split(_HEAD_POSITIONS), strict=True)
-        values, greedy = zip(*(_gather(*part) for part in parts), strict=True)
-        return torch.cat(values), torch.cat(greedy)
+    def gather(
+        self, tokens: torch.Tensor, places: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each token's log-probability and whether it is the likeliest.
 
-
-def _decoder_returns(model: LanguageModel, output: Any) -> AbstractContextManager[None]:
-    """Let the decoder return what it has returned before, whatever it is given."""
-    return replaced_forward(model.model.get_decoder(), lambda *_args, **_options: output)
+        ``places`` says which state predicts a token; default: one each.
+        """
+        places = torch.arange(len(tokens)) if places is None else places
+        values = torch.empty(len(tokens))
+        greedy = torch.empty(len(tokens), dtype=torch.bool)
+        for n, logits in enumerate(self.logits()):
+            wanted = (places // _HEAD_POSITIONS == n).nonzero().squeeze(1)
+            found = _gather(logits, tokens[wanted], places[wanted] % _HEAD_POSITIONS)
+            values[wanted], greedy[wanted] = found
+        return values, greedy
 
 
 @contextmanager
