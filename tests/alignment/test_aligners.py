@@ -15,6 +15,12 @@ from expertsteer.alignment import (
     Ridge,
     autoencoder,
 )
+from expertsteer.alignment.linear import (
+    between_bases,
+    leave_one_out_ridge,
+    ridge_solution,
+    thin_svd,
+)
 from expertsteer.errors import DataError, ParameterError
 
 
@@ -56,8 +62,6 @@ def test_ridge_strength_follows_the_noise():
 
 
 def test_leave_one_out_is_exact():
-    from expertsteer.alignment.linear import leave_one_out_ridge, ridge_solution, thin_svd
-
     expert, target = (torch.from_numpy(a) for a in paired(n=30, d_expert=40, noise=2.0))
     grid = (1e-3, 1e-1, 10.0)
     scale = thin_svd(expert).s.square().mean()
@@ -66,11 +70,10 @@ def test_leave_one_out_is_exact():
         total = 0.0
         for row in range(30):
             rest = torch.arange(30) != row
-            svd = thin_svd(expert[rest])
+            x, y = thin_svd(expert[rest]), thin_svd(target[rest])
             # The same absolute strength, whatever rows are left.
-            solution = ridge_solution(
-                svd, target[rest], float(ridge * scale / svd.s.square().mean())
-            )
+            strength = float(ridge * scale / x.s.square().mean())
+            solution = between_bases(x, ridge_solution(x, y.coordinates(), strength), y)
             total += float((solution(expert[row]) - target[row]).square().sum())
         errors.append(total)
     assert leave_one_out_ridge(thin_svd(expert), target, grid) == grid[int(np.argmin(errors))]
@@ -303,11 +306,12 @@ def test_the_alternation_ends_where_nothing_is_left_to_lower(monkeypatch, width,
         autoencoder, "_way_back", lambda *given: calls.append(given) or original(*given)
     )
     aligner = AlignedAutoEncoder(weight=1.0)
-    aligner._solve(torch.from_numpy(expert), torch.from_numpy(target), width)
+    sides = [thin_svd(torch.from_numpy(states)) for states in (expert, target)]
+    aligner._solve(*sides)
     assert len(calls) == rounds
     # What further rounds would have found.
     monkeypatch.setattr(autoencoder, "_REACHED", 0.0)
     whole = AlignedAutoEncoder(weight=1.0)
-    whole._solve(torch.from_numpy(expert), torch.from_numpy(target), width)
+    whole._solve(*sides)
     assert len(calls) == rounds + 10
     assert aligner.loss_ == pytest.approx(whole.loss_, rel=1e-6)

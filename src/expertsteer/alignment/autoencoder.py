@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from tqdm.auto import trange
 
-from expertsteer.alignment.base import Aligner
-from expertsteer.alignment.linear import (
-    Affine,
-    between_bases,
-    leave_one_out_ridge,
-    ridge_decoder,
-    thin_svd,
-)
+from expertsteer.alignment.base import Aligner, PairedAligner
+from expertsteer.alignment.linear import Affine, ThinSVD, leave_one_out_ridge, thin_svd
 from expertsteer.errors import ParameterError
 
 __all__ = ["AlignedAutoEncoder", "AutoEncoder"]
@@ -25,7 +20,7 @@ _DECODER_RIDGE = 1e-9
 # Share of the expert's variance that the way back may lack and count as the best there is.
 _REACHED = 1e-9
 
-_Solution = tuple[Affine, Affine]
+_Solution = tuple[Affine, Callable[[], Affine]]
 
 
 class AutoEncoder(Aligner):
@@ -89,12 +84,19 @@ class AutoEncoder(Aligner):
                 f"Got learning_rate={self.learning_rate}, but expected a positive finite number."
             )
 
-    def _solve(self, expert: torch.Tensor, target: torch.Tensor | None, width: int) -> _Solution:
+    def _fit(self, expert: torch.Tensor, target: torch.Tensor | None, width: int) -> _Solution:
+        train, held = self._holdout(len(expert))
+        held_target = None if target is None else target[held]
+        self._measure(*self._solve(expert[train], width), expert[held], held_target)
+        encoder, decoder = self._solve(expert, width)
+        return encoder, lambda: decoder
+
+    def _solve(self, expert: torch.Tensor, width: int) -> tuple[Affine, Affine]:
         if self.solver == "gradient":
             return self._solve_by_gradient(expert, width)
         return self._solve_exactly(expert, width)
 
-    def _solve_exactly(self, expert: torch.Tensor, width: int) -> _Solution:
+    def _solve_exactly(self, expert: torch.Tensor, width: int) -> tuple[Affine, Affine]:
         svd = thin_svd(expert)
         rank = min(width, len(svd.s))
         kept = svd.v[:, :rank]
@@ -106,7 +108,7 @@ class AutoEncoder(Aligner):
         encoder = Affine((kept, basis), -(svd.mean @ kept) @ basis)
         return encoder, Affine((basis.T, kept.T), svd.mean)
 
-    def _solve_by_gradient(self, expert: torch.Tensor, width: int) -> _Solution:
+    def _solve_by_gradient(self, expert: torch.Tensor, width: int) -> tuple[Affine, Affine]:
         mean = expert.mean(0)
         # One scale for all dimensions: the loss keeps its shape and Adam its step size.
         scale = (expert - mean).square().mean().sqrt().clamp_min(1e-12)
@@ -133,7 +135,7 @@ class AutoEncoder(Aligner):
             )
 
 
-class AlignedAutoEncoder(Aligner):
+class AlignedAutoEncoder(PairedAligner):
     r"""An auto-encoder whose encoded states must also meet the target's.
 
     .. math::
@@ -192,18 +194,21 @@ class AlignedAutoEncoder(Aligner):
         if self.ridge is not None and not (math.isfinite(self.ridge) and self.ridge >= 0):
             raise ParameterError(f"Got ridge={self.ridge}, but expected a finite number from 0 up.")
 
-    def _solve(self, expert: torch.Tensor, target: torch.Tensor | None, width: int) -> _Solution:
-        assert target is not None
-        if self.weight == 0:
-            paper = AutoEncoder(random_state=self.random_state)
-            solution = paper._solve(expert, target, width)
-            self.loss_ = paper.loss_
-            return solution
-        x, y = thin_svd(expert), thin_svd(target)
+    def _fit(self, expert: torch.Tensor, target: torch.Tensor | None, width: int) -> _Solution:
+        if self.weight > 0:
+            return super()._fit(expert, target, width)
+        paper = AutoEncoder(random_state=self.random_state)
+        solution = paper._fit(expert, target, width)
+        self.loss_, self.r2_ = paper.loss_, paper.r2_
+        self.reconstruction_error_ = paper.reconstruction_error_
+        return solution
+
+    def _solve(self, expert: ThinSVD, target: ThinSVD) -> torch.Tensor:
+        x, y = expert, target
         # In principal coordinates both halves are small: the expert is Z = U diag(s), the
         # target A, and the encoder is r_x x r_y, since nothing outside the target's span
         # helps its term, and where the encoder is wider the rest of the width stays free.
-        z, aimed = x.u * x.s, y.u * y.s
+        z, aimed = x.coordinates(), y.coordinates()
         self.ridge_ = leave_one_out_ridge(x, aimed) if self.ridge is None else self.ridge
         total_x, total_y = x.s.square().sum(), y.s.square().sum()
         gram = x.s.square()[:, None]  # Z^T Z, which is diagonal
@@ -234,11 +239,7 @@ class AlignedAutoEncoder(Aligner):
             (z - encoded @ d).square().sum() / total_x
             + self.weight * (encoded - aimed).square().sum() / total_y
         )
-        # What float32 rounds off in the encoded states: no decoder may lean on less.
-        size = (encoded.square().sum() + len(encoded) * y.mean.square().sum()).sqrt()
-        rounded_off = float(size * torch.finfo(torch.float32).eps)
-        back = ridge_decoder(thin_svd(encoded, least=rounded_off), x)
-        return between_bases(x, encoder, y), y.to_coordinates().then(back)
+        return encoder
 
 
 def _way_back(squares: torch.Tensor, products: torch.Tensor) -> torch.Tensor:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
+from functools import cached_property, partial
 
 import torch
 from typing_extensions import Self
 
-from expertsteer.alignment.linear import Affine, ThinSVD, ridge_decoder, thin_svd
+from expertsteer.alignment.linear import (
+    Affine,
+    ThinSVD,
+    between_bases,
+    ridge_decoder,
+    thin_svd,
+)
 from expertsteer.arrays import Array, as_states, like
 from expertsteer.errors import DataError, ParameterError
 from expertsteer.estimator import Estimator
 
-__all__ = ["Aligner"]
+__all__ = ["Aligner", "PairedAligner"]
 
 
 class Aligner(Estimator, abc.ABC):
@@ -46,8 +54,6 @@ class Aligner(Estimator, abc.ABC):
 
     encoder_weight_: Array
     encoder_bias_: Array
-    decoder_weight_: Array
-    decoder_bias_: Array
     reconstruction_error_: float
     r2_: float
 
@@ -100,18 +106,28 @@ class Aligner(Estimator, abc.ABC):
         if target_width is None:
             raise ParameterError("Got neither target_states nor target_width, expected one.")
 
-        train, held = self._holdout(len(expert))
-        # The widest products are those of the weights, which the held-out rows do not need.
-        encoder, decoder = self._solve(expert[train], _rows(target, train), target_width)
-        encoded = encoder(expert[held])
-        self.reconstruction_error_ = _unexplained(decoder(encoded), expert[held])
-        self.r2_ = float("nan") if target is None else 1 - _unexplained(encoded, target[held])
-        encoder, decoder = self._solve(expert, target, target_width)
+        encoder, self._find_decoder = self._fit(expert, target, target_width)
         self.encoder_weight_ = like(encoder.weight(), expert_states)
         self.encoder_bias_ = like(encoder.bias.float(), expert_states)
-        self.decoder_weight_ = like(decoder.weight(), expert_states)
-        self.decoder_bias_ = like(decoder.bias.float(), expert_states)
+        self._kind = expert_states[:0]
+        vars(self).pop("_decoder", None)
         return self
+
+    @cached_property
+    def _decoder(self) -> tuple[Array, Array]:
+        # As dear as the encoder, and only `decode` needs it.
+        decoder = self._find_decoder()
+        return like(decoder.weight(), self._kind), like(decoder.bias.float(), self._kind)
+
+    @property
+    def decoder_weight_(self) -> Array:
+        """Weight of the decoder, (d_target, d_expert), float32; found when first asked for."""
+        return self._decoder[0]
+
+    @property
+    def decoder_bias_(self) -> Array:
+        """Bias of the decoder, (d_expert,), float32."""
+        return self._decoder[1]
 
     def encode(self, expert_states: Array) -> Array:
         """Carry expert states into the target's width: (n, d_expert) to (n, d_target)."""
@@ -155,10 +171,22 @@ class Aligner(Estimator, abc.ABC):
         return 1 - _unexplained(encoded, target)
 
     @abc.abstractmethod
-    def _solve(
+    def _fit(
         self, expert: torch.Tensor, target: torch.Tensor | None, width: int
-    ) -> tuple[Affine, Affine]:
-        """Return encoder and decoder."""
+    ) -> tuple[Affine, Callable[[], Affine]]:
+        """Measure on held-out rows; return the encoder, and a function that finds the decoder."""
+
+    def _measure(
+        self,
+        encoder: Affine,
+        decoder: Affine,
+        expert: torch.Tensor,
+        target: torch.Tensor | None,
+    ) -> None:
+        """Set the figures of an encoder and a decoder on rows that they have not seen."""
+        encoded = encoder(expert)
+        self.reconstruction_error_ = _unexplained(decoder(encoded), expert)
+        self.r2_ = float("nan") if target is None else 1 - _unexplained(encoded, target)
 
     def _check_parameters(self) -> None:
         """Raise ParameterError on settings out of range."""
@@ -179,24 +207,41 @@ class Aligner(Estimator, abc.ABC):
         return like(torch.addmm(bias, tensor, weight), states)
 
 
-class EncoderOnly(Aligner):
-    """Base of alignments that solve for the encoder; the decoder is a ridge regression."""
+class PairedAligner(Aligner):
+    """Base of alignments that are fitted to paired states and solved in closed form.
+
+    They are solved in principal coordinates, which no rotation of either model's states
+    changes and which are as many as there are rows at most: whatever the widths, all that is
+    as large as they are is decomposed once.
+    """
 
     @abc.abstractmethod
-    def _solve_encoder(self, expert: ThinSVD, target: torch.Tensor) -> Affine:
-        """Return the encoder."""
+    def _solve(self, expert: ThinSVD, target: ThinSVD) -> torch.Tensor:
+        """Return the encoder's matrix from the one's principal coordinates to the other's."""
 
-    def _solve(
+    def _fit(
         self, expert: torch.Tensor, target: torch.Tensor | None, width: int
-    ) -> tuple[Affine, Affine]:
+    ) -> tuple[Affine, Callable[[], Affine]]:
         assert target is not None
-        svd = thin_svd(expert)
-        encoder = self._solve_encoder(svd, target)
-        return encoder, ridge_decoder(thin_svd(encoder(expert)), svd)
+        x, y = thin_svd(expert), thin_svd(target)
+        train, held = self._holdout(len(expert))
+        z, aimed = x.coordinates(), y.coordinates()
+        part = thin_svd(z[train]), thin_svd(aimed[train])
+        core = self._solve(*part)
+        encoder, decoder = between_bases(part[0], core, part[1]), _decoder(part[0], core, part[1])
+        self._measure(encoder, decoder, z[held], aimed[held])
+        core = self._solve(x, y)
+        return between_bases(x, core, y), partial(_decoder, x, core, y)
 
 
-def _rows(states: torch.Tensor | None, index: torch.Tensor) -> torch.Tensor | None:
-    return None if states is None else states[index]
+def _decoder(expert: ThinSVD, core: torch.Tensor, target: ThinSVD) -> Affine:
+    """Return the best way back from what an encoder's matrix makes of the expert's states."""
+    encoded = expert.coordinates() @ core
+    # What float32 rounds off in the encoded states: no decoder may lean on less.
+    size = (encoded.square().sum() + len(encoded) * target.mean.square().sum()).sqrt()
+    rounded_off = float(size * torch.finfo(torch.float32).eps)
+    back = ridge_decoder(thin_svd(encoded, least=rounded_off), expert)
+    return target.to_coordinates().then(back)
 
 
 def _unexplained(found: torch.Tensor, states: torch.Tensor) -> float:

@@ -53,6 +53,10 @@ class ThinSVD(NamedTuple):
     v: torch.Tensor
     mean: torch.Tensor
 
+    def coordinates(self) -> torch.Tensor:
+        """Return the states' principal coordinates U diag(s), (n, r)."""
+        return self.u * self.s
+
     def to_coordinates(self) -> Affine:
         """Return the map from states to their principal coordinates U diag(s)."""
         return Affine((self.v,), -(self.mean @ self.v))
@@ -118,16 +122,18 @@ def leave_one_out_ridge(
     centred = outputs.double() - outputs.mean(0, dtype=torch.float64)
     # With C = U^T Y the residual of a strength is (Y - U C) + U (1 - shrink) C: what lies
     # outside the span of the inputs, and what the shrinking loses within it.
-    products = centred @ (svd.u.T @ centred).T
-    inner = svd.u.T @ products
-    within = svd.u @ inner
-    outside = (centred.square().sum(1) - ((2 * products - within) * svd.u).sum(1)).clamp_min(0)
-    crossing = products - within
-    # Sums of squares over a coarse grid do not need the digits of float64.
-    inner, u = inner.float(), svd.u.float()
+    coefficients = svd.u.T @ centred
+    inner = coefficients @ coefficients.T
     damping = torch.tensor(grid, device=svd.s.device)[:, None] * svd.s.square().mean()
     lost = damping / (svd.s.square() + damping)
-    squares = outside + 2 * lost @ (crossing * svd.u).T
+    squares = torch.zeros(len(grid), len(centred), dtype=torch.float64, device=svd.s.device)
+    if len(svd.s) < len(centred) - 1:  # otherwise the inputs span all that is centred
+        products = centred @ coefficients.T
+        within = svd.u @ inner
+        outside = centred.square().sum(1) - ((2 * products - within) * svd.u).sum(1)
+        squares = outside.clamp_min(0) + 2 * lost @ ((products - within) * svd.u).T
+    # Sums of squares over a coarse grid do not need the digits of float64.
+    inner, u = inner.float(), svd.u.float()
     for row, shares in zip(squares, lost.float(), strict=True):
         left = u * shares
         row += ((left @ inner) * left).sum(1)
@@ -137,20 +143,17 @@ def leave_one_out_ridge(
     return grid[int((squares / (1 - leverage).square()).sum(1).argmin())]
 
 
-def ridge_solution(svd: ThinSVD, outputs: torch.Tensor, ridge: float) -> Affine:
-    """Return the ridge regression of outputs, (n, d_out), on the inputs in ``svd``."""
+def ridge_solution(svd: ThinSVD, outputs: torch.Tensor, ridge: float) -> torch.Tensor:
+    """Return the ridge regression of centred outputs, (n, d_out), on principal coordinates."""
     shrink = svd.s / (svd.s.square() + ridge * svd.s.square().mean())
-    mean = outputs.mean(0, dtype=torch.float64)
-    coefficients = shrink[:, None] * (svd.u.T @ (outputs.double() - mean))
-    return svd.to_coordinates().then(Affine((coefficients,), mean))
+    return shrink[:, None] * (svd.u.T @ outputs)
 
 
 def ridge_decoder(encoded: ThinSVD, expert: ThinSVD) -> Affine:
     """Return the best linear way back from encoded states to the expert's."""
-    # In the expert's principal coordinates, as many as it has rows instead of its width.
-    coordinates = expert.u * expert.s
+    coordinates = expert.coordinates()
     ridge = leave_one_out_ridge(encoded, coordinates)
-    return ridge_solution(encoded, coordinates, ridge).then(expert.from_coordinates())
+    return between_bases(encoded, ridge_solution(encoded, coordinates, ridge), expert)
 
 
 def between_bases(left: ThinSVD, core: torch.Tensor, right: ThinSVD) -> Affine:

@@ -6,21 +6,14 @@ import math
 
 import torch
 
-from expertsteer.alignment.base import EncoderOnly
-from expertsteer.alignment.linear import (
-    Affine,
-    ThinSVD,
-    between_bases,
-    leave_one_out_ridge,
-    ridge_solution,
-    thin_svd,
-)
+from expertsteer.alignment.base import PairedAligner
+from expertsteer.alignment.linear import ThinSVD, leave_one_out_ridge, ridge_solution
 from expertsteer.errors import ParameterError
 
 __all__ = ["CCA", "Procrustes", "Ridge"]
 
 
-class Ridge(EncoderOnly):
+class Ridge(PairedAligner):
     r"""Ridge regression of the target's states on the expert's.
 
     .. math:: W = (X^\top X + \lambda I)^{-1} X^\top Y
@@ -59,12 +52,13 @@ class Ridge(EncoderOnly):
     def _check_parameters(self) -> None:
         _check_ridge(self.ridge)
 
-    def _solve_encoder(self, expert: ThinSVD, target: torch.Tensor) -> Affine:
-        self.ridge_ = leave_one_out_ridge(expert, target) if self.ridge is None else self.ridge
-        return ridge_solution(expert, target, self.ridge_)
+    def _solve(self, expert: ThinSVD, target: ThinSVD) -> torch.Tensor:
+        aimed = target.coordinates()
+        self.ridge_ = leave_one_out_ridge(expert, aimed) if self.ridge is None else self.ridge
+        return ridge_solution(expert, aimed, self.ridge_)
 
 
-class Procrustes(EncoderOnly):
+class Procrustes(PairedAligner):
     r"""The rotation and uniform scale that bring expert states nearest to the target's.
 
     With the SVD :math:`X^\top Y = U S V^\top` of centred states, :math:`W = c\,U V^\top`
@@ -75,16 +69,15 @@ class Procrustes(EncoderOnly):
     Source: Schoenemann 1966, for widths that differ: this project.
     """
 
-    def _solve_encoder(self, expert: ThinSVD, target: torch.Tensor) -> Affine:
-        x, y = expert, thin_svd(target)
+    def _solve(self, expert: ThinSVD, target: ThinSVD) -> torch.Tensor:
+        x, y = expert, target
         # X^T Y = Vx (Sx Ux^T Uy Sy) Vy^T, so only the small core is decomposed.
         a, s, bt = torch.linalg.svd(x.s[:, None] * (x.u.T @ y.u) * y.s, full_matrices=False)
         rotated = x.u @ (x.s[:, None] * a)
-        rotation = a @ bt * (s.sum() / rotated.square().sum())
-        return between_bases(x, rotation, y)
+        return a @ bt * (s.sum() / rotated.square().sum())
 
 
-class CCA(EncoderOnly):
+class CCA(PairedAligner):
     r"""Regularised canonical correlation analysis, then a map along the canonical pairs.
 
     Expert states are projected to their canonical variates, scaled by the canonical
@@ -118,8 +111,8 @@ class CCA(EncoderOnly):
                 f"Got n_components={self.n_components}, but expected at least 1, or None for all."
             )
 
-    def _solve_encoder(self, expert: ThinSVD, target: torch.Tensor) -> Affine:
-        x, y = expert, thin_svd(target)
+    def _solve(self, expert: ThinSVD, target: ThinSVD) -> torch.Tensor:
+        x, y = expert, target
         scale_x = (x.s.square() + self.ridge * x.s.square().mean()).sqrt()
         scale_y = (y.s.square() + self.ridge * y.s.square().mean()).sqrt()
         core = (x.s / scale_x)[:, None] * (x.u.T @ y.u) * (y.s / scale_y)
@@ -127,8 +120,7 @@ class CCA(EncoderOnly):
         kept = slice(self.n_components)
         self.correlations_ = correlations[kept].float()
         to_variates = a[:, kept] / scale_x[:, None]
-        along = (to_variates * correlations[kept]) @ (bt[kept] * scale_y)
-        return between_bases(x, along, y)
+        return (to_variates * correlations[kept]) @ (bt[kept] * scale_y)
 
 
 def _check_ridge(ridge: float | None) -> None:
