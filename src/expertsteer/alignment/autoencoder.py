@@ -234,11 +234,12 @@ class AlignedAutoEncoder(PairedAligner):
             right.diagonal().add_(self.weight / total_y)
             # The way back may be so long that the sum is no longer positive definite in float64.
             encoder = torch.linalg.solve(right, left / damped, left=False)
-        encoded = z @ encoder
-        self.loss_ = float(
-            (z - encoded @ d).square().sum() / total_x
-            + self.weight * (encoded - aimed).square().sum() / total_y
-        )
+        # U is orthonormal, so both terms are had without the rows: Z W - A lies in U but for
+        # what of A does not.
+        lost = gram * (torch.eye(len(gram), device=gram.device) - encoder @ d).square()
+        missed = (x.s[:, None] * encoder - crossing / x.s[:, None]).square().sum()
+        outside = (total_y - (crossing / x.s[:, None]).square().sum()).clamp_min(0)
+        self.loss_ = float(lost.sum() / total_x + self.weight * (missed + outside) / total_y)
         return encoder
 
 
