@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -224,6 +225,36 @@ def test_a_killed_evaluation_goes_on_where_it_was(task, pack, tmp_path, monkeypa
     assert again.measurements[1.0]["acc"] == whole.measurements[1.0]["acc"]
     names = [(r["strength"], r["name"]) for r in map(json.loads, rows.read_text().splitlines())]
     assert len(names) == len(set(names)) == 24
+
+
+def test_strengths_share_the_blocks_below_the_steered_one(task, pack, tmp_path):
+    model = tiny_language_model("llama")
+    ran = [0, 0, 0]
+
+    def count(place, *_):
+        ran[place] += 1
+
+    parts = [next(m for m in block.modules() if m is not block) for block in model.blocks]
+    handles = [
+        part.register_forward_pre_hook(partial(count, place)) for place, part in enumerate(parts)
+    ]
+    evaluate(model, task, tmp_path / "alone", plain_text=PLAIN, progress=False)
+    alone = tuple(ran)
+    strengths = (0.1, 0.5)
+    evaluate(
+        model,
+        task,
+        tmp_path / "all",
+        pack=pack,
+        strengths=strengths,
+        plain_text=PLAIN,
+        progress=False,
+    )
+    for handle in handles:
+        handle.remove()
+    below = [after - before for before, after in zip(alone, ran, strict=True)]
+    assert below[:2] == [alone[0]] * 2
+    assert below[2] >= 3 * alone[2]
 
 
 def test_another_run_in_the_same_folder_is_refused(task, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from expertsteer.data import RenderedText
+from expertsteer.evaluation.lower_blocks import LowerBlocks
 from expertsteer.evaluation.row_file import SharedRows
 from expertsteer.evaluation.scoring import token_divergences, whole_text_batches
 from expertsteer.models import LanguageModel
@@ -64,23 +65,30 @@ def measure_damage(
     texts = [RenderedText(str(text), 0, False) for text in plain_text]
     batches = whole_text_batches(model, texts)
     with SharedRows(path) as file:
-        for strength, steering in steerings.items():
-            done = {row["text"] for row in file.rows if row["strength"] == strength}
-            for batch in share([batch for batch in batches if not done.issuperset(batch)]):
-                read = [texts[n] for n in batch]
-                damages = token_divergences(model, read, steering, warn=False)
-                file.add(
-                    {
-                        "strength": strength,
-                        "text": n,
-                        "n_tokens": len(damage.divergence),
-                        "log_likelihood": float(damage.steered_log_likelihood.sum()),
-                        "divergence": float(damage.divergence.sum()),
-                        "is_cut": damage.is_cut,
-                    }
-                    for n, damage in zip(batch, damages, strict=True)
-                    if n not in done
-                )
+        done: dict[float, set[int]] = {strength: set() for strength in steerings}
+        for row in file.rows:
+            done.setdefault(row["strength"], set()).add(row["text"])
+
+        def left(batch: list[int]) -> list[float]:
+            return [strength for strength in steerings if not done[strength].issuperset(batch)]
+
+        for batch in share([batch for batch in batches if left(batch)]):
+            read = [texts[n] for n in batch]
+            with LowerBlocks(model).shared(steerings):
+                for strength in left(batch):
+                    damages = token_divergences(model, read, steerings[strength], warn=False)
+                    file.add(
+                        {
+                            "strength": strength,
+                            "text": n,
+                            "n_tokens": len(damage.divergence),
+                            "log_likelihood": float(damage.steered_log_likelihood.sum()),
+                            "divergence": float(damage.divergence.sum()),
+                            "is_cut": damage.is_cut,
+                        }
+                        for n, damage in zip(batch, damages, strict=True)
+                        if n not in done[strength]
+                    )
         order = {strength: place for place, strength in enumerate(steerings)}
         rows = file.gather(
             lambda row: (order.get(row["strength"], len(order)), row["text"]), "reading plain text"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
@@ -60,6 +60,17 @@ class LowerBlocks:
         if not isinstance(steering, Steering):
             return nullcontext()
         return self.remembered([min(steering.vectors)])
+
+    def shared(self, steerings: Mapping[float, Steering | None]) -> AbstractContextManager[None]:
+        """Return a context manager under which passes of any of these steerings share blocks.
+
+        Parameters
+        ----------
+        steerings : mapping of float to Steering or None
+            By strength; of one pack, so that all have the same lowest layer.
+        """
+        layers = [min(steering.vectors) for steering in steerings.values() if steering]
+        return self.remembered([min(layers)]) if len(steerings) > 1 else nullcontext()
 
     @contextmanager
     def remembered(self, layers: Iterable[int]) -> Iterator[None]:

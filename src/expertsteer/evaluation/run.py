@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from expertsteer.evaluation.damage import Damage, measure_damage
 from expertsteer.evaluation.generations import GenerationTask
+from expertsteer.evaluation.lower_blocks import LowerBlocks
 from expertsteer.evaluation.measurements import Measurement, measure_means
 from expertsteer.evaluation.multiple_choice import ChoiceTask
 from expertsteer.evaluation.open_answers import OpenTask
@@ -139,21 +140,30 @@ def _score_all(
     # Of all questions, whatever is left: what shares a batch decides the last bits.
     batches: list[QuestionBatch[Any]] = task.batches(model)
     with SharedRows(path) as file:
-        for strength, steering in steerings.items():
-            done = {row["name"] for row in file.rows if row["strength"] == strength}
-            left = [b for b in batches if not done.issuperset(q.name for q in b.questions)]
-            shown = progress and is_main_process()
-            with (
-                steering or nullcontext(),
-                tqdm(
-                    desc="questions", total=len(task.questions), delay=1, disable=not shown
-                ) as bar,
-            ):
-                bar.update(len(done))
-                for batch in share(left):
-                    new = task.score_batch(model, batch)
-                    file.add({"strength": strength} | row for row in new if row["name"] not in done)
-                    bar.update(len(batch.questions) * n_processes())
+        done: dict[float, set[str]] = {strength: set() for strength in steerings}
+        for row in file.rows:
+            done.setdefault(row["strength"], set()).add(row["name"])
+
+        def left(batch: QuestionBatch[Any]) -> list[float]:
+            names = {question.name for question in batch.questions}
+            return [strength for strength in steerings if not names <= done[strength]]
+
+        total = len(task.questions) * len(steerings)
+        shown = progress and is_main_process()
+        with tqdm(desc="questions", total=total, delay=1, disable=not shown) as bar:
+            bar.update(sum(len(done[strength]) for strength in steerings))
+            for batch in share([batch for batch in batches if left(batch)]):
+                # Memory for the blocks below the steered ones: of one batch.
+                with LowerBlocks(model).shared(steerings):
+                    for strength in left(batch):
+                        with steerings[strength] or nullcontext():
+                            new = task.score_batch(model, batch)
+                        file.add(
+                            {"strength": strength} | row
+                            for row in new
+                            if row["name"] not in done[strength]
+                        )
+                        bar.update(len(batch.questions) * n_processes())
         order = {strength: place for place, strength in enumerate(steerings)}
         names = [question.name for batch in batches for question in batch.questions]
         places = {name: place for place, name in enumerate(names)}
