@@ -65,7 +65,31 @@ def _value(case: dict[str, Any], goal: dict[str, Any]) -> str:
     if found is None:
         return "not measured"
     shown = _with_range(found)
-    return shown if goal["reached"] else f"{shown}, missed"
+    if goal["reached"]:
+        return shown
+    interval = _median_interval(case, goal["figure"])
+    if interval is None:
+        return f"{shown}, missed"
+    low, high = interval
+    bound = goal["at_most"] if goal["at_least"] is None else goal["at_least"]
+    if not low <= bound <= high:
+        return f"{shown}, missed"
+    # The machine's noise is larger than what is asked for.
+    return f"{shown}, undecided: 95 % of medians {_number(low)} to {_number(high)}"
+
+
+def _median_interval(case: dict[str, Any], figure: str) -> tuple[float, float] | None:
+    """Return the 95 % bootstrap interval of a ratio's median over the rounds."""
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    above, _, below = figure.removeprefix("ratio ").partition(" / ")
+    if above not in case["seconds"] or below not in case["seconds"]:
+        return None
+    pairs = zip(case["seconds"][above], case["seconds"][below], strict=False)
+    ratios = np.array([a / b for a, b in pairs])
+    found = bootstrap((ratios,), np.median, method="percentile", rng=np.random.default_rng(0))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def _times(results: dict[str, dict[str, Any]]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -212,6 +214,27 @@ def test_the_weight_decides_nothing_where_the_target_has_room_for_the_expert():
     for weight in (0.1, 10.0):
         fitted = AlignedAutoEncoder(weight=weight, ridge=0.1).fit(expert, target)
         np.testing.assert_allclose(fitted.encoder_weight_, ridge, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALIGNERS)
+@pytest.mark.parametrize("side", ["expert", "target"])
+def test_states_that_never_change_have_an_alignment(name, side):
+    expert, target = paired(n=40)
+    constant = np.full_like(expert if side == "expert" else target, 2.0)
+    expert, target = (constant, target) if side == "expert" else (expert, constant)
+    fitted = ALIGNERS[name]().fit(expert, target)
+    assert np.isfinite(fitted.encode(expert)).all()
+    assert np.isfinite(fitted.decode(fitted.encode(expert))).all()
+
+
+@pytest.mark.parametrize("name", ALIGNERS)
+def test_a_decoder_follows_its_fit(name):
+    fitted = ALIGNERS[name]().fit(*paired(seed=1))
+    first = fitted.decoder_weight_
+    again = pickle.loads(pickle.dumps(fitted.fit(*paired(seed=2))))
+    expected = ALIGNERS[name]().fit(*paired(seed=2)).decoder_weight_
+    np.testing.assert_array_equal(again.decoder_weight_, expected)
+    assert not np.array_equal(first, expected)
 
 
 @pytest.mark.parametrize("name", ALIGNERS)

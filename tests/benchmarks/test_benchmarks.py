@@ -114,6 +114,20 @@ def test_a_benchmark_measures_goes_on_and_is_shown(run, tmp_path):
     assert "Wait long: peer" in picture.read_text()
 
 
+@pytest.mark.parametrize(("others", "said"), [(0.99, "undecided: 95 %"), (0.9, "missed")])
+def test_a_goal_within_the_noise_is_undecided(others, said):
+    figure = "ratio peer / expertsteer"
+    noise = [0.9, 1.1, 0.95, 1.05, 1.0] * 4
+    seconds = {"expertsteer": [1.0] * len(noise), "peer": [others * x for x in noise]}
+    case = {
+        "title": "Wait",
+        "seconds": seconds,
+        "figures": {figure: timing.summary(seconds["peer"])},
+        "goals": [{"figure": figure, "at_least": 1.0, "at_most": None, "reached": False}],
+    }
+    assert f", {said}" in report._goals({"start_up": {"cases": {"wait": case}}})
+
+
 def test_results_of_other_threads_are_not_mixed(run, tmp_path):
     path = tmp_path / "waiting.json"
     path.write_text(json.dumps({"threads": 64, "cases": {}}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from tqdm.auto import trange
@@ -89,7 +90,7 @@ class AutoEncoder(Aligner):
         held_target = None if target is None else target[held]
         self._measure(*self._solve(expert[train], width), expert[held], held_target)
         encoder, decoder = self._solve(expert, width)
-        return encoder, lambda: decoder
+        return encoder, partial(Affine, *decoder)
 
     def _solve(self, expert: torch.Tensor, width: int) -> tuple[Affine, Affine]:
         if self.solver == "gradient":

@@ -228,13 +228,14 @@ class PairedAligner(Aligner):
         z, aimed = x.coordinates(), y.coordinates()
         part = thin_svd(z[train]), thin_svd(aimed[train])
         core = self._solve(*part)
-        encoder, decoder = between_bases(part[0], core, part[1]), _decoder(part[0], core, part[1])
+        encoder = between_bases(part[0], core, part[1])
+        decoder = _best_decoder(part[0], core, part[1])
         self._measure(encoder, decoder, z[held], aimed[held])
         core = self._solve(x, y)
-        return between_bases(x, core, y), partial(_decoder, x, core, y)
+        return between_bases(x, core, y), partial(_best_decoder, x, core, y)
 
 
-def _decoder(expert: ThinSVD, core: torch.Tensor, target: ThinSVD) -> Affine:
+def _best_decoder(expert: ThinSVD, core: torch.Tensor, target: ThinSVD) -> Affine:
     """Return the best way back from what an encoder's matrix makes of the expert's states."""
     encoded = expert.coordinates() @ core
     # What float32 rounds off in the encoded states: no decoder may lean on less.
