@@ -255,7 +255,7 @@ def _way_back(squares: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
         E^T Z.
     """
     values, vectors = torch.linalg.eigh(squares)
-    keep = values > _LOST * values[-1]
+    keep = values > _LOST * values[-1:]
     values, vectors = values[keep], vectors[:, keep]
     inverse = 1 / (values + _DECODER_RIDGE * values.mean())
     return (vectors * inverse) @ (vectors.T @ products)

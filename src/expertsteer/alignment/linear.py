@@ -88,8 +88,9 @@ def thin_svd(states: torch.Tensor, tolerance: float = 1e-6, least: float = 0.0) 
     wide = len(centred) <= centred.shape[1]
     values, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
     s = values.flip(0).clamp_min(0).sqrt()
-    smallest = torch.finfo(torch.float64).tiny
-    keep = (s > tolerance * s[0].clamp_min(smallest)) & (s > least)
+    # Of states without a dimension there is no largest.
+    largest = s[:1].sum().clamp_min(torch.finfo(torch.float64).tiny)
+    keep = (s > tolerance * largest) & (s > least)
     vectors, s = vectors.flip(1)[:, keep], s[keep]
     if wide:
         return ThinSVD(vectors, s, centred.T @ (vectors / s), mean)
