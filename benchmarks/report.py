@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,16 +81,16 @@ def _value(case: dict[str, Any], goal: dict[str, Any]) -> str:
 
 def _median_interval(case: dict[str, Any], figure: str) -> tuple[float, float] | None:
     """Return the 95 % bootstrap interval of a ratio's median over the rounds."""
-    import numpy as np
-    from scipy.stats import bootstrap
+    from expertsteer.evaluation.intervals import statistic_interval
 
     above, _, below = figure.removeprefix("ratio ").partition(" / ")
     if above not in case["seconds"] or below not in case["seconds"]:
         return None
     pairs = zip(case["seconds"][above], case["seconds"][below], strict=False)
-    ratios = np.array([a / b for a, b in pairs])
-    found = bootstrap((ratios,), np.median, method="percentile", rng=np.random.default_rng(0))
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    ratios = [a / b for a, b in pairs]
+    return statistic_interval(
+        lambda rounds: statistics.median(ratios[n] for n in rounds), len(ratios)
+    )
 
 
 def _times(results: dict[str, dict[str, Any]]) -> str:

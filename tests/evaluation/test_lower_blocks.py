@@ -33,17 +33,23 @@ def counted(model) -> list[int]:
     return ran
 
 
+def without_and_with(lower, steered, measure):
+    """What is measured under a steering, read whole and with remembered blocks skipped."""
+    with steered:
+        expected = measure()
+    with lower.skipped(steered), steered:
+        return expected, measure()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_bit_is_as_without(family):
     model = tiny_language_model(family)
     lower = LowerBlocks(model)
     for layer in (2, 1, 0):
         for seed in range(3):
-            with steering(model, layer, seed):
-                expected = read(model, TEXTS)
-            found_with = steering(model, layer, seed)
-            with lower.skipped(found_with), found_with:
-                found = read(model, TEXTS)
+            expected, found = without_and_with(
+                lower, steering(model, layer, seed), lambda: read(model, TEXTS)
+            )
             for one, other in zip(found, expected, strict=True):
                 assert torch.equal(one, other)
     plain = read(model, TEXTS)
@@ -86,10 +92,7 @@ def test_other_texts_are_not_mistaken_for_those_remembered():
     lower = LowerBlocks(model)
     for texts in (TEXTS[:1], TEXTS[1:2], TEXTS, TEXTS[2:]):
         steered = steering(model)
-        with lower.skipped(steered), steered:
-            found = read(model, texts)
-        with steering(model):
-            expected = read(model, texts)
+        expected, found = without_and_with(lower, steered, lambda texts=texts: read(model, texts))
         assert torch.equal(torch.cat(found), torch.cat(expected))
 
 
@@ -142,10 +145,8 @@ def test_continuations_are_as_without_wherever_is_steered(family, positions):
     for seed in range(2):
         vector = steering(model, 1, seed).vectors
         steered = Steering(model.model, vector, positions=positions)
-        with steered:
-            expected = scores(model, REQUESTS)
-        with lower.skipped(steered), steered:
-            assert scores(model, REQUESTS) == expected
+        expected, found = without_and_with(lower, steered, lambda: scores(model, REQUESTS))
+        assert found == expected
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
@@ -156,11 +157,10 @@ def test_one_continuation_of_two_contexts_is_not_mistaken(family):
     seen = tuple(range(20, 32))
     for first in (7, 8):
         requests = [Request((first, *seen), ((11, 12, 13),))]
-        steered = steering(model, 2)
-        with steered:
-            expected = scores(model, requests)
-        with lower.skipped(steered), steered:
-            assert scores(model, requests) == expected
+        expected, found = without_and_with(
+            lower, steering(model, 2), lambda asked=requests: scores(model, asked)
+        )
+        assert found == expected
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "lfm2"])
@@ -170,11 +170,10 @@ def test_generated_texts_are_as_without_and_not_remembered(family):
     ids = torch.arange(5, 17).reshape(2, 6)
     options = {"max_new_tokens": 8, "do_sample": False}
     for seed in range(3):
-        steered = steering(model, 1, seed)
-        with steered:
-            expected = model.model.generate(ids, **options)
-        with lower.skipped(steered), steered:
-            assert torch.equal(model.model.generate(ids, **options), expected)
+        expected, found = without_and_with(
+            lower, steering(model, 1, seed), lambda: model.model.generate(ids, **options)
+        )
+        assert torch.equal(found, expected)
     assert len(lower._remembered) == (family != "lfm2")
 
 

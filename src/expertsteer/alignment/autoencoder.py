@@ -209,12 +209,13 @@ class AlignedAutoEncoder(PairedAligner):
         # In principal coordinates both halves are small: the expert is Z = U diag(s), the
         # target A, and the encoder is r_x x r_y, since nothing outside the target's span
         # helps its term, and where the encoder is wider the rest of the width stays free.
-        z, aimed = x.coordinates(), y.coordinates()
+        aimed = y.coordinates()
         self.ridge_ = leave_one_out_ridge(x, aimed) if self.ridge is None else self.ridge
         total_x, total_y = x.s.square().sum(), y.s.square().sum()
         gram = x.s.square()[:, None]  # Z^T Z, which is diagonal
         damped = gram + self.ridge_ * gram.mean()
-        crossing = z.T @ aimed
+        within = x.u.T @ aimed
+        crossing = x.s[:, None] * within  # Z^T A
         encoder = crossing / damped
         d = torch.empty(0)
         for _ in range(self.n_iterations):
@@ -238,8 +239,8 @@ class AlignedAutoEncoder(PairedAligner):
         # U is orthonormal, so both terms are had without the rows: Z W - A lies in U but for
         # what of A does not.
         lost = gram * (torch.eye(len(gram), device=gram.device) - encoder @ d).square()
-        missed = (x.s[:, None] * encoder - crossing / x.s[:, None]).square().sum()
-        outside = (total_y - (crossing / x.s[:, None]).square().sum()).clamp_min(0)
+        missed = (x.s[:, None] * encoder - within).square().sum()
+        outside = (total_y - within.square().sum()).clamp_min(0)
         self.loss_ = float(lost.sum() / total_x + self.weight * (missed + outside) / total_y)
         return encoder
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from expertsteer.data import RenderedText
 from expertsteer.evaluation.lower_blocks import LowerBlocks
-from expertsteer.evaluation.row_file import SharedRows
+from expertsteer.evaluation.row_file import SharedRows, done_by_strength, strengths_left
 from expertsteer.evaluation.scoring import token_divergences, whole_text_batches
 from expertsteer.models import LanguageModel
 from expertsteer.processes import share
@@ -65,17 +65,11 @@ def measure_damage(
     texts = [RenderedText(str(text), 0, False) for text in plain_text]
     batches = whole_text_batches(model, texts)
     with SharedRows(path) as file:
-        done: dict[float, set[int]] = {strength: set() for strength in steerings}
-        for row in file.rows:
-            done.setdefault(row["strength"], set()).add(row["text"])
-
-        def left(batch: list[int]) -> list[float]:
-            return [strength for strength in steerings if not done[strength].issuperset(batch)]
-
-        for batch in share([batch for batch in batches if left(batch)]):
+        done = done_by_strength(file.rows, steerings, "text")
+        for batch in share([batch for batch in batches if strengths_left(done, batch)]):
             read = [texts[n] for n in batch]
             with LowerBlocks(model).shared(steerings):
-                for strength in left(batch):
+                for strength in strengths_left(done, batch):
                     damages = token_divergences(model, read, steerings[strength], warn=False)
                     file.add(
                         {

@@ -105,12 +105,16 @@ class LowerBlocks:
         running.updates = []
         if running.known is not None:
             self.seconds_skipped += running.known.seconds
-        running.started = seconds_of_work(self.model)
+        elif running.keys:
+            # A GPU is waited for, so only where there is something to be remembered.
+            running.started = seconds_of_work(self.model)
 
     def _forward(
         self, running: _Pass, place: int, original: Callable[..., Any]
     ) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
+            if not running.keys:
+                return original(*args, **kwargs)
             options = _options(original, args, kwargs)
             cache = _cache_in(options)
             if running.known is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,14 @@ from expertsteer.files import write_text
 from expertsteer.models.cache import require_disk
 from expertsteer.processes import is_main_process, process_index, wait_for_all
 
-__all__ = ["RowFile", "SharedRows", "claim_folder", "read_json_lines"]
+__all__ = [
+    "RowFile",
+    "SharedRows",
+    "claim_folder",
+    "done_by_strength",
+    "read_json_lines",
+    "strengths_left",
+]
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -166,6 +173,23 @@ class SharedRows:
 
     def __exit__(self, *details: object) -> None:
         self._file.__exit__(*details)
+
+
+def done_by_strength(
+    rows: Iterable[dict[str, Any]], strengths: Iterable[float], item: str
+) -> dict[float, set[Any]]:
+    """Return which items have a row, by strength; ``item`` is the field that names them."""
+    done: dict[float, set[Any]] = {strength: set() for strength in strengths}
+    for row in rows:
+        if row["strength"] in done:
+            done[row["strength"]].add(row[item])
+    return done
+
+
+def strengths_left(done: Mapping[float, set[Any]], items: Iterable[Any]) -> list[float]:
+    """Return the strengths at which some of these items have no row."""
+    wanted = set(items)
+    return [strength for strength, found in done.items() if not wanted <= found]
 
 
 def claim_folder(folder: Path, provenance: dict[str, Any]) -> None:

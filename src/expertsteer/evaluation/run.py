@@ -19,7 +19,12 @@ from expertsteer.evaluation.measurements import Measurement, measure_means
 from expertsteer.evaluation.multiple_choice import ChoiceTask
 from expertsteer.evaluation.open_answers import OpenTask
 from expertsteer.evaluation.questions import QuestionBatch
-from expertsteer.evaluation.row_file import SharedRows, claim_folder
+from expertsteer.evaluation.row_file import (
+    SharedRows,
+    claim_folder,
+    done_by_strength,
+    strengths_left,
+)
 from expertsteer.files import write_text
 from expertsteer.locks import locked
 from expertsteer.models import LanguageModel
@@ -140,18 +145,15 @@ def _score_all(
     # Of all questions, whatever is left: what shares a batch decides the last bits.
     batches: list[QuestionBatch[Any]] = task.batches(model)
     with SharedRows(path) as file:
-        done: dict[float, set[str]] = {strength: set() for strength in steerings}
-        for row in file.rows:
-            done.setdefault(row["strength"], set()).add(row["name"])
+        done = done_by_strength(file.rows, steerings, "name")
 
         def left(batch: QuestionBatch[Any]) -> list[float]:
-            names = {question.name for question in batch.questions}
-            return [strength for strength in steerings if not names <= done[strength]]
+            return strengths_left(done, (question.name for question in batch.questions))
 
         total = len(task.questions) * len(steerings)
         shown = progress and is_main_process()
         with tqdm(desc="questions", total=total, delay=1, disable=not shown) as bar:
-            bar.update(sum(len(done[strength]) for strength in steerings))
+            bar.update(sum(map(len, done.values())))
             for batch in share([batch for batch in batches if left(batch)]):
                 # Memory for the blocks below the steered ones: of one batch.
                 with LowerBlocks(model).shared(steerings):
