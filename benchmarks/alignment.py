@@ -75,7 +75,7 @@ def compare(returned: dict[str, Any]) -> dict[str, float]:
 
 
 def cases(quick: bool) -> list[Case]:
-    n, d, most_steps = (100, 256, 200) if quick else (1000, 4096, 400)
+    n, d, most_steps = (100, 256, 200) if quick else (1000, 4096, 250)
     return [
         Case(
             name="one pair",

@@ -2,7 +2,8 @@
 
 Against transformers with ``output_hidden_states=True`` on padded batches, and against what
 steering-vectors and repeng collect their vectors from. All run the same loaded model in
-float32. The peers read every sixteenth text, and their time is multiplied by sixteen.
+float32. The peers read every twentieth text, in order of length, and their time is multiplied
+by twenty.
 
 The bare forward pass runs the decoder blocks on ready batches of the same tokens as ours, and
 keeps nothing.
@@ -26,7 +27,7 @@ from expertsteer.models import LanguageModel
 
 # What repeng takes by default; the others have none, or read texts one by one.
 BATCH_SIZE = 32
-SHARE = 16
+SHARE = 20
 GOALS = {"gemma-3-270m": 5.0, "smollm2-135m-instruct": 2.5}
 BARE = "bare forward pass"
 
@@ -80,10 +81,16 @@ def batches_of(model: LanguageModel, texts: list[str]) -> list[torch.Tensor]:
     return ready
 
 
+def share_of(texts: list[str]) -> list[int]:
+    """Return which texts the peers read: of every length, in their random order."""
+    by_length = sorted(range(len(texts)), key=lambda n: len(texts[n].split()))
+    return sorted(by_length[SHARE // 2 :: SHARE])
+
+
 def prepare(name: str, n: int) -> Mapping[str, Callable[[], Any]]:
     model = load_model(name, dtype="float32")
     texts = mixed_texts(n)
-    few = texts[::SHARE]
+    few = [texts[place] for place in share_of(texts)]
     several = f"steering-vectors, batches of {BATCH_SIZE}"
     return {
         OURS: partial(ours, model, texts),
@@ -95,12 +102,12 @@ def prepare(name: str, n: int) -> Mapping[str, Callable[[], Any]]:
     }
 
 
-def compare(returned: dict[str, Any]) -> dict[str, float]:
+def compare(n: int, returned: dict[str, Any]) -> dict[str, float]:
     """Return the largest relative difference of a state, the blocks before the last.
 
     What transformers calls the last hidden state has passed the final norm.
     """
-    found = returned[OURS][::SHARE, :-1]
+    found = returned[OURS][share_of(mixed_texts(n)), :-1]
     largest = 0.0
     for way in ("transformers", "steering-vectors", "repeng"):
         difference = np.linalg.norm(returned[way][:, :-1] - found, axis=-1)
@@ -109,7 +116,7 @@ def compare(returned: dict[str, Any]) -> dict[str, float]:
 
 
 def cases(quick: bool) -> list[Case]:
-    n = 64 if quick else 2000
+    n = 80 if quick else 2000
     names = ["smollm2-135m-instruct"] if quick else list(GOALS)
     several = f"steering-vectors, batches of {BATCH_SIZE}"
     return [
@@ -123,7 +130,7 @@ def cases(quick: bool) -> list[Case]:
                 Goal(f"ratio {OURS} / {BARE}", at_most=1.1),
                 Goal("largest relative difference of a state", at_most=1e-3),
             ),
-            compare=compare,
+            compare=partial(compare, n),
             scale=dict.fromkeys(("transformers", "steering-vectors", several, "repeng"), SHARE),
             helpers=(BARE,),
         )

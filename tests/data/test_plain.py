@@ -52,6 +52,27 @@ def test_sentences(write, text, sentences):
     assert load_plain_text(write(text)) == sentences
 
 
+@pytest.mark.parametrize(
+    ("suffix", "table"),
+    [
+        (".jsonl", '{"text": "One. Two.", "label": 1}\n{"text": "# Three\\nFour", "label": 0}\n'),
+        (".json", '[{"text": "One. Two."}, {"text": "Four"}]'),
+        (".csv", 'label,text\nhappy,One. Two.\nsad,"= x =\nFour"\n'),
+    ],
+)
+def test_of_rows_the_text_alone_is_read(tmp_path, suffix, table):
+    path = tmp_path / f"rows{suffix}"
+    path.write_text(table, encoding="utf-8")
+    assert load_plain_text(path) == ["One.", "Two.", "Four"]
+
+
+def test_rows_without_a_text_are_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "One."}\n{"question": "Two?"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows.jsonl:2: got text=None, but expected some text"):
+        load_plain_text(path)
+
+
 def test_lines_are_kept_whole(write):
     assert load_plain_lines(write("One. Two.\n\n  = x =\n")) == ["One. Two.", "= x ="]
 

@@ -251,11 +251,17 @@ def _no_compiled_code():
     torch._dynamo.reset()
 
 
+# Tracing takes seconds a block and pass: two blocks show all that three would.
+def _model_to_compile(family="llama"):
+    return copy.deepcopy(tiny_model(family, n_layers=2))
+
+
 @pytest.mark.usefixtures("_no_compiled_code")
-@families
-@pytest.mark.parametrize("positions", ["all", "last"])
+@pytest.mark.parametrize(
+    ("family", "positions"), [("llama", "last"), ("gpt2", "all"), ("gemma3_text", "last")]
+)
 def test_compiled_before_and_after_attaching(family, positions):
-    model, ids = copy.deepcopy(tiny_model(family)), random_ids(2, 6)
+    model, ids = _model_to_compile(family), random_ids(2, 6)
     plain = _logits(model, ids)
     with Steering(model, VECTORS, positions):
         expected = _logits(model, ids)
@@ -272,7 +278,7 @@ def test_compiled_before_and_after_attaching(family, positions):
 @pytest.mark.usefixtures("_no_compiled_code")
 @pytest.mark.parametrize("clear", [False, True])
 def test_compiled_in_place(clear):
-    model, ids = copy.deepcopy(tiny_model("llama")), random_ids(2, 6)
+    model, ids = _model_to_compile(), random_ids(2, 6)
     with Steering(model, VECTORS, "last"):
         expected = _generate(model, ids)
     plain = _generate(model, ids)
@@ -289,7 +295,7 @@ def test_compiled_in_place(clear):
 @pytest.mark.usefixtures("_no_compiled_code")
 @each_positions
 def test_compiled_generation(positions):
-    model, ids = copy.deepcopy(tiny_model("llama")), random_ids(2, 6)
+    model, ids = _model_to_compile(), random_ids(2, 6)
     expected = _steered(model, positions, ids, max_new_tokens=4, min_new_tokens=4)
     model.forward = torch.compile(model.forward, backend="eager", dynamic=True)
     output = _steered(model, positions, ids, max_new_tokens=4, min_new_tokens=4)
@@ -298,7 +304,7 @@ def test_compiled_generation(positions):
 
 @pytest.mark.usefixtures("_no_compiled_code")
 def test_compiled_by_inductor():
-    model, ids = copy.deepcopy(tiny_model("llama", n_layers=2)), random_ids(2, 6)
+    model, ids = _model_to_compile(), random_ids(2, 6)
     plain = _logits(model, ids)
     compiled = torch.compile(model)
     with Steering(compiled, {0: VECTORS[0]}):

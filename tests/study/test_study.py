@@ -16,6 +16,7 @@ from expertsteer.study import load_study, run_study
 from expertsteer.study.measuring import TargetBench
 from expertsteer.study.plain import PlainText
 from expertsteer.study.report import average_frame, cell_frame, load_cells, write_report
+from expertsteer.study.settings import PlainSource
 from expertsteer.study.subjects import Subject, load_benchmark
 from helpers import tiny_language_model
 
@@ -167,7 +168,7 @@ def test_only_one_run_at_a_time_in_a_folder(study_file, tmp_path, cache):
         run(study_file(), folder, cache)
 
 
-def test_ablations_differ_where_their_setting_does(study_file, tmp_path, cache):
+def test_ablations_differ_where_their_setting_does(study_file, files, tmp_path, cache):
     arms = [
         "none",
         {"method": "mean_difference", "name": "all"},
@@ -176,7 +177,9 @@ def test_ablations_differ_where_their_setting_does(study_file, tmp_path, cache):
         {"method": "mean_difference", "name": "two layers", "n_pairs": 2},
         {"method": "mean_difference", "name": "answers only", "positions": "generated"},
         {"method": "expertsteer", "name": "broad", "alignment_text": "both", "n_beginnings": 30},
+        {"method": "mean_difference", "name": "first layer", "layer_depth": 0},
         {"method": "transferred", "name": "few sentences", "n_sentences": 10},
+        {"method": "transferred", "name": "other text", "plain_text": files["texts"]},
         {"method": "expertsteer", "name": "itself", "expert": "target"},
         {"method": "expertsteer", "name": "lowest", "strategy": "lowest_mi"},
         {"method": "transferred", "name": "rotated", "aligner": "procrustes"},
@@ -194,6 +197,7 @@ def test_ablations_differ_where_their_setting_does(study_file, tmp_path, cache):
         assert row["seconds"]["fit"] > 0
         assert row["damage"] != 1
     assert len(found["two layers"]["pairs"]) == 2
+    assert [target for _, target in found["first layer"]["pairs"]] == [0]
     assert found["itself"]["expert"] == "small"
     measured = [json.dumps(row["test"]) for row in found.values()]
     assert len(set(measured)) == len(measured)
@@ -327,6 +331,7 @@ def test_reported_damage_is_of_text_that_nothing_else_read(study_file, files, tm
     study = load_study(study_file(n_plain=20, n_beginnings=200))
     plain = PlainText.load(study)
     assert not set(plain.budget) & set(plain.test)
-    assert not [b for b in plain.beginnings[None] if any(t.startswith(b) for t in plain.test)]
+    beginnings = plain.beginnings[PlainSource(None, None)]
+    assert not [b for b in beginnings if any(t.startswith(b) for t in plain.test)]
     with pytest.raises(DataError, match="expected 120 or more"):
         PlainText.load(load_study(study_file(n_plain=60)))

@@ -126,8 +126,8 @@ TextFile = Annotated[
     Path | None,
     typer.Option(
         "--text",
-        help="Plain text to fit the alignment on; no labels needed. Sentences are cut at random "
-        "words.",
+        help="Plain text to fit the alignment on, or rows with a text; no labels needed. "
+        "Sentences are cut at random words.",
         rich_help_panel=_DATA,
     ),
 ]

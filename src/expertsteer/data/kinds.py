@@ -11,7 +11,7 @@ from expertsteer.data.answers import ANSWER_SIGN, question_prompt
 from expertsteer.data.splits import Row
 from expertsteer.errors import DataError, ParameterError
 
-__all__ = ["KINDS", "Example", "Kind", "LabelReader", "kind_of", "word_of"]
+__all__ = ["KINDS", "Example", "Kind", "LabelReader", "kind_of", "text_of", "word_of"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,14 @@ def word_of(value: Any) -> str:
     return str(value).strip().lower()
 
 
-def _text(row: Mapping[str, Any], field: str, place: str) -> str:
+def text_of(row: Mapping[str, Any], field: str, place: str) -> str:
+    """Return a field of a row that has to be text.
+
+    Raises
+    ------
+    DataError
+        If it is missing, no text, or not whole.
+    """
     value = row.get(field)
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         value = str(value)
@@ -86,13 +93,13 @@ def _text(row: Mapping[str, Any], field: str, place: str) -> str:
 def _labelled(row: dict[str, Any], place: str, labels: LabelReader) -> Iterator[Example]:
     label = labels.read(row["label"], place)
     if label is not None:
-        yield Example("", _text(row, "text", place), label)
+        yield Example("", text_of(row, "text", place), label)
 
 
 def _pair(row: dict[str, Any], place: str, _: LabelReader) -> Iterator[Example]:
-    prompt = _text(row, "prompt", place) if row.get("prompt") else ""
-    yield Example(prompt, _text(row, "positive", place), 1)
-    yield Example(prompt, _text(row, "negative", place), -1)
+    prompt = text_of(row, "prompt", place) if row.get("prompt") else ""
+    yield Example(prompt, text_of(row, "positive", place), 1)
+    yield Example(prompt, text_of(row, "negative", place), -1)
 
 
 def _multiple_choice(row: dict[str, Any], place: str, _: LabelReader) -> Iterator[Example]:
@@ -102,15 +109,15 @@ def _multiple_choice(row: dict[str, Any], place: str, _: LabelReader) -> Iterato
     if not isinstance(choices, Sequence) or isinstance(choices, str) or len(choices) < 2:
         raise DataError(f"{place}: got choices={choices!r}, but expected a list of two or more.")
     texts = [
-        str(choice) if isinstance(choice, bool) else _text({"choice": choice}, "choice", place)
+        str(choice) if isinstance(choice, bool) else text_of({"choice": choice}, "choice", place)
         for choice in choices
     ]
     answer = row["answer"]
     if names and answer in names:  # some of ARC's go from "1" up
         answer = list(names).index(answer)
     answer = _answer_index(answer, texts, place)
-    context = f"{_text(row, 'context', place).strip()}\n" if row.get("context") else ""
-    prompt = question_prompt(_text(row, "question", place).strip(), context)
+    context = f"{text_of(row, 'context', place).strip()}\n" if row.get("context") else ""
+    prompt = question_prompt(text_of(row, "question", place).strip(), context)
     for index, text in enumerate(texts):
         yield Example(prompt, text, 1 if index == answer else -1)
 
@@ -137,25 +144,25 @@ def _statement(row: dict[str, Any], place: str, _: LabelReader) -> Iterator[Exam
     if matches not in ("yes", "no"):
         raise DataError(f"{place}: got matches={row['matches']!r}, but expected Yes or No.")
     for answer in ("Yes", "No"):
-        yield Example(_text(row, "prompt", place), answer, 1 if answer.lower() == matches else -1)
+        yield Example(text_of(row, "prompt", place), answer, 1 if answer.lower() == matches else -1)
 
 
 def _prompt_answer(row: dict[str, Any], place: str, labels: LabelReader) -> Iterator[Example]:
     label = labels.read(row["label"], place)
     if label is not None:
-        yield Example(_text(row, "prompt", place), _text(row, "answer", place), label)
+        yield Example(text_of(row, "prompt", place), text_of(row, "answer", place), label)
 
 
 def _open_answer(row: dict[str, Any], place: str, _: LabelReader) -> Iterator[Example]:
-    prompt = question_prompt(_text(row, "question", place).strip())
-    yield Example(prompt, f"{ANSWER_SIGN} {_text(row, 'answer', place).strip()}", 1)
+    prompt = question_prompt(text_of(row, "question", place).strip())
+    yield Example(prompt, f"{ANSWER_SIGN} {text_of(row, 'answer', place).strip()}", 1)
 
 
 def _true_false(row: dict[str, Any], place: str, labels: LabelReader) -> Iterator[Example]:
     label = labels.read(row["label"], place)
     if label is None:
         return
-    statement = _text(row, "text", place).strip()
+    statement = text_of(row, "text", place).strip()
     prompt = f'Is the following statement true or false?\n"{statement}"\nAnswer:'
     yield Example(prompt, "True", label)
     yield Example(prompt, "False", -label)

@@ -6,7 +6,8 @@ import random
 import re
 from pathlib import Path
 
-from expertsteer.data.readers import read_text
+from expertsteer.data.kinds import text_of
+from expertsteer.data.readers import TABLE_SUFFIXES, read_rows, read_text
 from expertsteer.data.shipped import shipped_file
 from expertsteer.errors import DataError, ParameterError
 
@@ -41,7 +42,9 @@ def load_plain_text(path: str | Path | None = None) -> list[str]:
     Parameters
     ----------
     path : str or Path, optional
-        A UTF-8 text file; default: a small text that comes with the package.
+        A UTF-8 text file, or a file of rows (``.jsonl``, ``.json``, ``.csv``, ``.parquet``)
+        whose ``text`` is read and nothing else; default: a small text that comes with the
+        package.
 
     Returns
     -------
@@ -50,11 +53,13 @@ def load_plain_text(path: str | Path | None = None) -> list[str]:
     Raises
     ------
     DataError
-        If the file is missing, unreadable, not UTF-8, or has no sentence.
+        If the file is missing, unreadable, not UTF-8, or has no sentence, or a row no text.
     """
+    path = Path(path or shipped_file("plain.txt"))
+    is_table = path.suffix.lower() in TABLE_SUFFIXES
     sentences = [
         sentence.strip()
-        for line in load_plain_lines(path or shipped_file("plain.txt"))
+        for line in (_lines_of_rows(path) if is_table else load_plain_lines(path))
         if not _HEADING.match(line)
         for sentence in _SENTENCE_END.split(line)
     ]
@@ -62,6 +67,11 @@ def load_plain_text(path: str | Path | None = None) -> list[str]:
     if not sentences:
         raise DataError(f"Got {path}, which has headings only, but expected some text.")
     return sentences
+
+
+def _lines_of_rows(path: Path) -> list[str]:
+    texts = [text_of(row, "text", place) for place, row in read_rows(path)]
+    return [line for text in texts for line in text.splitlines()]
 
 
 def sentence_beginnings(

@@ -14,12 +14,13 @@ from expertsteer.data.benchmarks import BENCHMARKS, Benchmark, complete_splits
 from expertsteer.data.splits import Row
 from expertsteer.errors import DataError
 
-__all__ = ["read_rows", "read_text"]
+__all__ = ["TABLE_SUFFIXES", "read_rows", "read_text"]
 
 # Names the folder of local copies of the benchmarks.
 _FOLDER_VARIABLE = "EXPERTSTEER_BENCHMARKS"
 
-_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+# Of files with rows and named columns.
+TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 def read_rows(source: str | Path, folder: str | Path | None = None) -> list[Row]:
@@ -52,7 +53,7 @@ def read_rows(source: str | Path, folder: str | Path | None = None) -> list[Row]
         rows = _read_benchmark(benchmark, folder or os.environ.get(_FOLDER_VARIABLE))
     elif path.is_dir():
         raise DataError(f"Got {path}, which is a folder, but expected a file.")
-    elif path.suffix.lower() in _SUFFIXES or path.exists():
+    elif path.suffix.lower() in TABLE_SUFFIXES or path.exists():
         rows = list(_read_file(path))
     else:
         rows = list(_read_hub(str(source)))
@@ -91,7 +92,7 @@ def _read_file(path: Path) -> Iterator[Row]:
         return _read_csv(path, text)
     if suffix in (".jsonl", ".json"):
         return _read_json(path, text)
-    raise DataError(f"Got {path}, but expected one of {', '.join(_SUFFIXES)}.")
+    raise DataError(f"Got {path}, but expected one of {', '.join(TABLE_SUFFIXES)}.")
 
 
 def _read_json(path: Path, text: str) -> Iterator[Row]:

@@ -62,7 +62,7 @@ class Cell:
         if self.arm.method != "none":
             n_beginnings = self.arm.n_beginnings or study.n_beginnings
             read = n_beginnings if self.arm.uses_plain_text else 0
-            settings += [study.damage, read, self.plain.fingerprint(read, self.arm.n_sentences)]
+            settings += [study.damage, read, self.plain.fingerprint(read, self.arm.plain_source)]
         if self.arm.is_vector:
             decisive = {"budget", "strength_shares", "layer_depths", "positions"}
             settings.append(study.model_dump(mode="json", include=decisive))

@@ -186,6 +186,8 @@ def _kind(arm: ArmSettings, sweep: str) -> str:
     settings = arm.model_dump(exclude_defaults=True, exclude={"method", "name", "expert", sweep})
     for options in ("aligner_options", "direction_options"):
         settings |= settings.pop(options, {})
+    if arm.plain_text is not None:
+        settings["plain_text"] = Path(arm.plain_text).stem
     return ", ".join([arm.method, *(f"{name} {value}" for name, value in settings.items())])
 
 

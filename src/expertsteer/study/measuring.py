@@ -25,7 +25,7 @@ from expertsteer.pairing import mutual_information_table, select_pairs
 from expertsteer.states import States
 from expertsteer.study.drawing import first_questions, with_label_noise
 from expertsteer.study.plain import PlainText
-from expertsteer.study.settings import ArmSettings, ModelSettings, StudySettings
+from expertsteer.study.settings import ArmSettings, ModelSettings, PlainSource, StudySettings
 from expertsteer.study.subjects import Benchmark, Subject, collect_corpus, instructed
 
 __all__ = ["TargetBench", "measure_unsteered"]
@@ -88,9 +88,9 @@ class TargetBench:
         """Return a model's states on the examples; an expert's have been collected before."""
         return self._collected(name, self.benchmark.fitting, position)
 
-    def _plain_states(self, name: str, n_sentences: int | None) -> States:
+    def _plain_states(self, name: str, source: PlainSource) -> States:
         """Return a model's states on beginnings of plain text."""
-        return self._collected(name, self.plain.beginnings[n_sentences], "last")
+        return self._collected(name, self.plain.beginnings[source], "last")
 
     def _collected(self, name: str, corpus: LabelledExamples | list[str], position: str) -> States:
         loaded = self.model if name == self.target.name else None
@@ -100,11 +100,11 @@ class TargetBench:
         """Return the mutual information of two models' layers, on what an arm may read."""
         # No labelled text of the target's may decide what a transferred vector is made of.
         plain = arm.method == "transferred"
-        key = (expert, arm.estimator, plain, arm.n_sentences if plain else arm.position)
+        key = (expert, arm.estimator, plain, arm.plain_source if plain else arm.position)
         if key not in self.tables:
             both = (expert, self.target.name)
             if plain:
-                states = [self.plain_states(name, arm.n_sentences) for name in both]
+                states = [self.plain_states(name, arm.plain_source) for name in both]
             else:
                 states = [self.states(name, arm.position) for name in both]
             table = mutual_information_table(states[0].values, states[1].values, arm.estimator)
@@ -124,8 +124,7 @@ class TargetBench:
         dict
             ``layers`` (best first), and what was measured of each.
         """
-        n_layers = len(self.model.blocks)
-        layers = sorted({round(depth * (n_layers - 1)) for depth in self.study.layer_depths})
+        layers = sorted({self._layer_at(depth) for depth in self.study.layer_depths})
         own = ArmSettings(method="mean_difference")
         vectors = method_vectors("mean_difference", self.material(own, None, _own_pairs(layers)))
         found = []
@@ -139,10 +138,15 @@ class TargetBench:
             row["effect"] = round(row["effect"], 5) if np.isfinite(row["effect"]) else None
         return {"layers": [row["layer"] for row in ranked], "measured": found}
 
+    def _layer_at(self, depth: float) -> int:
+        return round(depth * (len(self.model.blocks) - 1))
+
     def pairs(self, arm: ArmSettings, expert: ModelSettings | None) -> Pairs:
         """Return the layer pairs of an arm."""
         if arm.strategy == "validated":
             layers = self.ranked_layers[: arm.n_pairs]
+            if arm.layer_depth is not None:
+                layers = [self._layer_at(arm.layer_depth)]
             if expert is None:
                 return _own_pairs(layers)
             table = self.table(expert.name, arm)
@@ -190,7 +194,7 @@ class TargetBench:
     ) -> tuple[States, States]:
         rows = torch.arange(arm.n_beginnings or self.study.n_beginnings)
         expert_states, target_states = (
-            self.plain_states(model.name, arm.n_sentences).rows(rows)
+            self.plain_states(model.name, arm.plain_source).rows(rows)
             for model in (expert, self.target)
         )
         return expert_states, target_states

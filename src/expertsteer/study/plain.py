@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from expertsteer.data import load_plain_text, sentence_beginnings
 from expertsteer.errors import DataError
-from expertsteer.study.settings import StudySettings
+from expertsteer.study.settings import PlainSource, StudySettings
 
 __all__ = ["PlainText"]
 
@@ -21,14 +21,14 @@ class PlainText:
     ----------
     budget, test : list of str
         Sentences that strengths are set by, and that damage is reported on.
-    beginnings : dict of (int or None) to list of str
-        What alignments without labels are fitted on: by the number of sentences that they
-        come from (None: all), the most that an arm takes.
+    beginnings : dict of PlainSource to list of str
+        What alignments without labels are fitted on: by where they come from, the most that
+        an arm takes.
     """
 
     budget: list[str]
     test: list[str]
-    beginnings: dict[int | None, list[str]]
+    beginnings: dict[PlainSource, list[str]]
 
     @classmethod
     def load(cls, study: StudySettings) -> PlainText:
@@ -48,21 +48,21 @@ class PlainText:
             budget, test = both[::2], both[1::2]
         # What damage is reported on is fitted on by no alignment.
         taken = {*budget, *test}
-        rest = [sentence for sentence in sentences if sentence not in taken]
-        wanted: dict[int | None, int] = {}
+        wanted: dict[PlainSource, int] = {}
         for arm in study.methods:
             if arm.uses_plain_text:
                 n = arm.n_beginnings or study.n_beginnings
-                wanted[arm.n_sentences] = max(n, wanted.get(arm.n_sentences, 0))
-        beginnings = {
-            n_sentences: sentence_beginnings(rest, n, n_sentences=n_sentences)
-            for n_sentences, n in wanted.items()
-        }
+                wanted[arm.plain_source] = max(n, wanted.get(arm.plain_source, 0))
+        beginnings = {}
+        for source, n in wanted.items():
+            text = load_plain_text(source.file) if source.file else sentences
+            rest = [sentence for sentence in text if sentence not in taken]
+            beginnings[source] = sentence_beginnings(rest, n, n_sentences=source.n_sentences)
         return cls(budget, test, beginnings)
 
-    def fingerprint(self, n_beginnings: int, n_sentences: int | None = None) -> str:
+    def fingerprint(self, n_beginnings: int, source: PlainSource) -> str:
         """Return a hash of what a cell reads of it; 16 hexadecimal digits."""
-        beginnings = self.beginnings[n_sentences][:n_beginnings] if n_beginnings else []
+        beginnings = self.beginnings[source][:n_beginnings] if n_beginnings else []
         read = [*self.budget, "", *self.test, *beginnings]
         return hashlib.sha256("\n".join(read).encode()).hexdigest()[:16]
 

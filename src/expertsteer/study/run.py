@@ -159,8 +159,9 @@ class _Run:
         corpora = {(cell.benchmark, cell.arm.position): cell.benchmark.fitting for cell in cells}
         for (_, position), corpus in corpora.items():
             collect_corpus(model, settings, corpus, position, self.cache_dir, self.progress)
-        for n_sentences in {cell.arm.n_sentences for cell in cells if cell.arm.uses_plain_text}:
-            plain = self.plain.beginnings[n_sentences]
+        # In their order, which a set does not keep: an interrupted run goes on with the same.
+        for source in dict.fromkeys(c.arm.plain_source for c in cells if c.arm.uses_plain_text):
+            plain = self.plain.beginnings[source]
             collect_corpus(model, settings, plain, "last", self.cache_dir, self.progress)
 
     def _steer(self, settings: ModelSettings, model: LanguageModel, cells: list[Cell]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
@@ -22,6 +22,7 @@ __all__ = [
     "ArmSettings",
     "BenchmarkSettings",
     "ModelSettings",
+    "PlainSource",
     "StudySettings",
     "load_study",
 ]
@@ -164,9 +165,24 @@ class BenchmarkSettings(_Settings):
         return self
 
 
+class PlainSource(NamedTuple):
+    """What beginnings of plain text come from.
+
+    Attributes
+    ----------
+    file : str or None
+        None: the study's ``plain_text``.
+    n_sentences : int or None
+        How many sentences of it; None: all.
+    """
+
+    file: str | None
+    n_sentences: int | None
+
+
 # Fields that a method has a use of, besides its name.
 _DRAWN = {"n_train", "label_noise"}
-_STEERED = _DRAWN | {"n_pairs", "position", "positions", "strength_shares"}
+_STEERED = _DRAWN | {"n_pairs", "layer_depth", "position", "positions", "strength_shares"}
 _FOUND = {"direction_options"}
 _PAIRED = {"expert", "strategy", "pairs", "estimator", "aligner_options"}
 
@@ -180,7 +196,7 @@ def _fields_of(method: str) -> set[str]:
         return _STEERED | (_FOUND if method in ("rfm", "shuffled") else set())
     if method == "expertsteer_paper":
         return _STEERED | _PAIRED
-    free = {"aligner", "direction", "n_beginnings", "n_sentences"} | _FOUND
+    free = {"aligner", "direction", "plain_text", "n_beginnings", "n_sentences"} | _FOUND
     return _STEERED | _PAIRED | free | ({"alignment_text"} if method == "expertsteer" else set())
 
 
@@ -204,10 +220,14 @@ class ArmSettings(_Settings):
         "validated": the target layers that are chosen once for all arms, each with the
         expert layer of the most information; any other as in `select_pairs`.
     n_pairs : int
+    layer_depth : float, optional
+        With "validated", the target layer of this relative depth in place of the chosen one.
     pairs : list of (int, int), optional
     alignment_text : {"examples", "plain", "both"}
         What alignments are fitted on: the labelled texts, the study's plain text, or
         both. "transferred" always takes plain text.
+    plain_text : str, optional
+        File that alignments on plain text read in place of the study's.
     n_beginnings : int, optional
         How many beginnings of plain text; default: the study's.
     n_sentences : int, optional
@@ -232,11 +252,13 @@ class ArmSettings(_Settings):
         str, _one_of(("validated", "lowest_mi", "highest_mi", "same_depth", "explicit"))
     ] = "validated"
     n_pairs: Annotated[int, Field(ge=1)] = 1
+    layer_depth: _Fraction | None = None
     pairs: tuple[tuple[int, int], ...] | None = None
     direction: Annotated[str, _one_of(tuple(DIRECTIONS))] = "rfm"
     direction_options: dict[str, Any] = {}
     position: Annotated[str, _one_of(("last", "answer_mean", "prompt_last"))] = "last"
     alignment_text: Literal["examples", "plain", "both"] = "examples"
+    plain_text: str | None = None
     n_beginnings: Annotated[int | None, Field(ge=20)] = None
     n_sentences: Annotated[int | None, Field(ge=1)] = None
     n_train: Annotated[int | None, Field(ge=4)] = None
@@ -263,6 +285,8 @@ class ArmSettings(_Settings):
             raise ValueError(f"got {unused[0]}, which the method {self.method!r} has no use of")
         if (self.strategy == "explicit") != (self.pairs is not None):
             raise ValueError("expected pairs with strategy: explicit, and only there")
+        if self.layer_depth is not None and (self.strategy != "validated" or self.n_pairs > 1):
+            raise ValueError("expected layer_depth with strategy: validated and one pair only")
         return self
 
     @property
@@ -292,6 +316,11 @@ class ArmSettings(_Settings):
             self.method == "transferred" or self.alignment_text != "examples"
         )
 
+    @property
+    def plain_source(self) -> PlainSource:
+        """Where beginnings of plain text for the arm come from."""
+        return PlainSource(self.plain_text, self.n_sentences)
+
     def steer(self, seed: int = 0) -> ExpertSteer:
         """Return the method's settings.
 
@@ -319,6 +348,10 @@ class ArmSettings(_Settings):
             return _made(ALIGNERS[self.aligner_name], self.aligner_options)
         paper = ExpertSteer.paper(seed=seed).aligner
         return _made(type(paper), paper.get_params() | self.aligner_options)
+
+
+# Numbers among an arm's settings, which a picture can have as its x axis.
+_SWEPT = ("n_train", "label_noise", "n_pairs", "n_beginnings", "layer_depth")
 
 
 class StudySettings(_Settings):
@@ -381,7 +414,7 @@ class StudySettings(_Settings):
     instructions: dict[str, str] = {}
     sweep: Annotated[
         str | None,
-        _one_of((None, "n_train", "label_noise", "n_pairs", "n_beginnings")),  # type: ignore[arg-type]
+        _one_of((None, *_SWEPT)),  # type: ignore[arg-type]
     ] = None
 
     @model_validator(mode="after")
