@@ -54,11 +54,21 @@ LOSING = """
 """
 
 
-def launch(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a module or script in two processes by torchrun."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+# Port 0: one that is free.
+ACCELERATE = (
+    *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+    *("--main_process_port", "0"),
+)
+
+
+def launch(
+    *command: object, by: tuple[str, ...] = TORCHRUN, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a module or script in two processes by a launcher."""
     return subprocess.run(
-        [*torchrun, "--nproc-per-node", "2", *map(str, command)],
+        [sys.executable, "-m", *by, *map(str, command)],
         env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())} | environment,
         capture_output=True,
         text=True,
@@ -137,7 +147,7 @@ def test_two_processes_answer_as_one(world, run, work):
     evaluate = ["evaluate", "-t", world.target, "-p", "pack.safetensors", "-s", 0.5]
     evaluate += ["-d", "questions.jsonl", "--text", world.text, "--letters", "-o"]
     assert run(*evaluate, "one").code == 0
-    both = launch("-m", "expertsteer", *evaluate, "two")
+    both = launch("-m", "expertsteer", *evaluate, "two", by=ACCELERATE)
     assert both.returncode == 0, both.stderr
     assert both.stderr.count("rows and summary: two") == 1
     for name in ("rows.jsonl", "plain.jsonl", "run.json"):
