@@ -5,14 +5,15 @@ steering-vectors and repeng collect their vectors from. All run the same loaded 
 float32. The peers read every twentieth text, in order of length, and their time is multiplied
 by twenty.
 
-The bare forward pass runs the decoder blocks on ready batches of the same tokens as ours, and
-keeps nothing.
+The bare forward pass runs the decoder blocks, up to the last one wanted, on ready batches of the
+same tokens as ours, and keeps nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,16 @@ from expertsteer.models import LanguageModel
 # What repeng takes by default; the others have none, or read texts one by one.
 BATCH_SIZE = 32
 SHARE = 20
+N_TEXTS = 2000
 GOALS = {"gemma-3-270m": 5.0, "smollm2-135m-instruct": 2.5}
+# Parameters of the blocks, and tokens of the texts.
+SIZES = {"gemma-3-270m": (100_325_376, 52_875), "smollm2-135m-instruct": (106_202_880, 52_121)}
+MIDDLE = "smollm2-135m-instruct"
 BARE = "bare forward pass"
 
 
-def ours(model: LanguageModel, texts: list[str]) -> np.ndarray:
-    return collect_states(model, texts, progress=False).values.numpy()
+def ours(model: LanguageModel, texts: list[str], layers: Sequence[int] | None = None) -> np.ndarray:
+    return collect_states(model, texts, layers=layers, progress=False).values.numpy()
 
 
 def bare(model: LanguageModel, ready: list[torch.Tensor]) -> None:
@@ -89,6 +94,8 @@ def share_of(texts: list[str]) -> list[int]:
 
 def prepare(name: str, n: int) -> Mapping[str, Callable[[], Any]]:
     model = load_model(name, dtype="float32")
+    n_parameters = sum(p.numel() for block in model.blocks for p in block.parameters())
+    assert n_parameters == SIZES[name][0]
     texts = mixed_texts(n)
     few = [texts[place] for place in share_of(texts)]
     several = f"steering-vectors, batches of {BATCH_SIZE}"
@@ -99,6 +106,18 @@ def prepare(name: str, n: int) -> Mapping[str, Callable[[], Any]]:
         several: partial(steering_vectors_way, model, few, BATCH_SIZE // 2),
         "repeng": partial(repeng_way, model, few),
         BARE: partial(bare, model, batches_of(model, texts)),
+    }
+
+
+def prepare_middle(n: int) -> Mapping[str, Callable[[], Any]]:
+    model, cut = (load_model(MIDDLE, dtype="float32") for _ in range(2))
+    last = len(model.blocks) // 2
+    decoder = cut.model.get_decoder()
+    decoder.layers = decoder.layers[: last + 1]
+    texts = mixed_texts(n)
+    return {
+        OURS: partial(ours, model, texts, [last]),
+        BARE: partial(bare, cut, batches_of(model, texts)),
     }
 
 
@@ -116,7 +135,7 @@ def compare(n: int, returned: dict[str, Any]) -> dict[str, float]:
 
 
 def cases(quick: bool) -> list[Case]:
-    n = 80 if quick else 2000
+    n = 80 if quick else N_TEXTS
     names = ["smollm2-135m-instruct"] if quick else list(GOALS)
     several = f"steering-vectors, batches of {BATCH_SIZE}"
     return [
@@ -133,8 +152,18 @@ def cases(quick: bool) -> list[Case]:
             compare=partial(compare, n),
             scale=dict.fromkeys(("transformers", "steering-vectors", several, "repeng"), SHARE),
             helpers=(BARE,),
+            work={} if quick else {OURS: ("float32", 2.0 * prod(SIZES[name]))},
         )
         for name in names
+    ] + [
+        Case(
+            name="middle",
+            title=f"States of {n // 4:,} texts, the middle layer, `{MIDDLE}`",
+            sizes={"texts": n // 4, "words": WORDS, "dtype": "float32"},
+            prepare=partial(prepare_middle, n // 4),
+            goals=(Goal(f"ratio {OURS} / {BARE}", at_most=1.1),),
+            helpers=(BARE,),
+        )
     ]
 
 

@@ -1,14 +1,16 @@
 """Greedy generation of one text with a steering pack, against the unsteered model.
 
-The same vectors steer the same layers by this package, steering-vectors and repeng, and as a
-bias of the blocks' last projection, which is what baking them into the weights means. Every way
-writes the same number of tokens from the same prompt.
+The same vectors steer the same layers by this package, steering-vectors and repeng, and in the
+weights of the checkpoint that `expertsteer export --to weights` writes. Every way writes the same
+number of tokens from the same prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from steering_vectors import SteeringVector
 from timing import OURS, Case, Goal, main
 
 from expertsteer import LanguageModel, SteeringPack, load_model
+from expertsteer.export import export_pack
 
 MODEL = "smollm2-135m-instruct"
 N_PARAMETERS = 134_515_008
@@ -50,9 +53,14 @@ def prepare(n_layers: int, n_tokens: int) -> Mapping[str, Callable[[], Any]]:
     added = {j: v * STRENGTH * pack.mean_residual_norms[j] for j, v in pack.vectors.items()}
     inputs = model.tokenizer(PROMPT, return_tensors="pt")
 
-    def generate() -> list[int]:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "baked"
+        export_pack(pack, path, "weights", strength=STRENGTH, target=model)
+        baked = load_model(path, dtype="float32")
+
+    def generate(written_by: LanguageModel = model) -> list[int]:
         settings = {"min_new_tokens": n_tokens, "max_new_tokens": n_tokens, "do_sample": False}
-        return model.model.generate(**inputs, **settings)[0].tolist()
+        return written_by.model.generate(**inputs, **settings)[0].tolist()
 
     def with_pack() -> list[int]:
         with pack.apply(model, strength=STRENGTH):
@@ -70,22 +78,12 @@ def prepare(n_layers: int, n_tokens: int) -> Mapping[str, Callable[[], Any]]:
         finally:
             controlled.unwrap()
 
-    def baked() -> list[int]:
-        projections = [model.blocks[layer].mlp.down_proj for layer in layers]
-        for layer, projection in zip(layers, projections, strict=True):
-            projection.bias = torch.nn.Parameter(added[layer], requires_grad=False)
-        try:
-            return generate()
-        finally:
-            for projection in projections:
-                projection.bias = None
-
     return {
         OURS: with_pack,
         STEERING_VECTORS: with_steering_vectors,
         REPENG: with_repeng,
         UNSTEERED: generate,
-        BAKED: baked,
+        BAKED: partial(generate, baked),
     }
 
 

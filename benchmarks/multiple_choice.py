@@ -1,8 +1,9 @@
 """Score multiple-choice questions, against the lm-evaluation-harness's own model "hf".
 
 Both score the same loaded model. "hf" runs with the batch size that was quickest for it on the
-first questions. The questions are those of two benchmarks, of two and of four choices, from the
-folder that the environment variable ``EXPERTSTEER_BENCHMARKS`` names.
+first questions, which is found before anything is timed. The questions are those of two
+benchmarks, of two and of four choices, from the folder that the environment variable
+``EXPERTSTEER_BENCHMARKS`` names.
 """
 
 from __future__ import annotations

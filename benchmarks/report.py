@@ -66,31 +66,40 @@ def _value(case: dict[str, Any], goal: dict[str, Any]) -> str:
     if found is None:
         return "not measured"
     shown = _with_range(found)
-    if goal["reached"]:
-        return shown
+    said = "" if goal["reached"] else ", missed"
     interval = _median_interval(case, goal["figure"])
     if interval is None:
-        return f"{shown}, missed"
+        return f"{shown}{said}"
     low, high = interval
     bound = goal["at_most"] if goal["at_least"] is None else goal["at_least"]
-    if not low <= bound <= high:
-        return f"{shown}, missed"
-    # The machine's noise is larger than what is asked for.
-    return f"{shown}, undecided: 95 % of medians {_number(low)} to {_number(high)}"
+    if low <= bound <= high:
+        # The machine's noise is larger than what is asked for, whichever side the median is on.
+        return f"{shown}, undecided: 95 % of medians {_number(low)} to {_number(high)}"
+    return f"{shown}{said}"
 
 
 def _median_interval(case: dict[str, Any], figure: str) -> tuple[float, float] | None:
     """Return the 95 % bootstrap interval of a ratio's median over the rounds."""
     from expertsteer.evaluation.intervals import statistic_interval
 
-    above, _, below = figure.removeprefix("ratio ").partition(" / ")
-    if above not in case["seconds"] or below not in case["seconds"]:
+    kind, _, ways = figure.partition(" ")
+    above, _, below = ways.partition(" / ")
+    seconds = case["seconds"]
+    if kind == "seconds":
+        ratios = seconds[ways]
+    elif below not in seconds:
         return None
-    pairs = zip(case["seconds"][above], case["seconds"][below], strict=False)
-    ratios = [a / b for a, b in pairs]
+    else:
+        names = [above] if above != "best" else _peers(case)
+        best = [min(times) for times in zip(*(seconds[name] for name in names), strict=False)]
+        ratios = [a / b for a, b in zip(best, seconds[below], strict=False)]
     return statistic_interval(
         lambda rounds: statistics.median(ratios[n] for n in rounds), len(ratios)
     )
+
+
+def _peers(case: dict[str, Any]) -> list[str]:
+    return [way for way in case["ways"][1:] if way not in case["helpers"]]
 
 
 def _times(results: dict[str, dict[str, Any]]) -> str:

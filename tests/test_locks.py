@@ -94,6 +94,13 @@ def test_a_run_that_was_killed_leaves_nothing_locked(holder):
             pass
 
 
+def test_a_lock_that_cannot_be_opened_is_told(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    message = rf"^Cannot lock {tmp_path}: Is a directory .*Name a folder that you can write"
+    with pytest.raises(ExpertSteerError, match=message), locked(tmp_path, "states"):
+        pass
+
+
 def _fill(path: Path, *rows: int) -> None:
     with RowFile(path) as file:
         file.add({"n": n} for n in rows)

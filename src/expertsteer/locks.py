@@ -15,14 +15,36 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from expertsteer.errors import ExpertSteerError
 from expertsteer.files import write_text
 from expertsteer.processes import is_main_process, wait_for_all
 
-__all__ = ["locked"]
+__all__ = ["locked", "try_lock"]
 
 _LOCK = ".lock"
 _HOLDER = ".holder.json"
 _POLL_SECONDS = 1.0
+
+
+def try_lock(folder: Path) -> FileLock | None:
+    """Return a folder's lock, held, or None where another run holds it.
+
+    Raises
+    ------
+    ExpertSteerError
+        If the lock cannot be opened, such as another user's.
+    """
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    except OSError as error:
+        raise ExpertSteerError(
+            f"Cannot lock {folder}: {error.strerror} ({folder / _LOCK}). Name a folder that you "
+            "can write, or have its owner let you."
+        ) from error
+    return lock
 
 
 @contextmanager
@@ -44,19 +66,23 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     -----
     UserWarning
         When it has to wait: names the host, process and command of the other run.
+
+    Raises
+    ------
+    ExpertSteerError
+        As in `try_lock`.
     """
     if not is_main_process():
         wait_for_all(f"waiting for the {what}")
         yield
         return
-    lock = FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    lock = try_lock(folder)
+    if lock is None:
         warnings.warn(
             f"{folder} is in use: {_holder(folder)} works on the {what}. Waiting for it to end.",
             stacklevel=3,
         )
+        lock = FileLock(folder / _LOCK)
         lock.acquire(poll_interval=_POLL_SECONDS)
     holder = folder / _HOLDER
     try:

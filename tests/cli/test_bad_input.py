@@ -299,6 +299,20 @@ def test_validating_needs_the_target_to_run(world, made, refused):
     refused("fit", *states, "-d", world.data, says=("strategy='validated'", "lowest_mi"))
 
 
+@pytest.mark.parametrize("command", ["fit", "study"])
+def test_a_cache_that_cannot_be_written_is_told(world, refused, work, command):
+    (work / "file").touch()
+    cache = ("--cache-dir", work / "file" / "below")
+    says = ("file/below", "for states", "can be written", "Not a directory")
+    if command == "fit":
+        refused("fit", *world.models, "-d", world.data, *cache, "-o", "pack", says=says)
+        return
+    benchmark = f"{{name: texts, data: {world.data}, kind: labelled}}"
+    study = f"targets: [{world.target}]\nbenchmarks: [{benchmark}]\nmethods: [mean_difference]"
+    Path("study.yaml").write_text(f"{study}\nplain_text: {world.text}\nn_plain: 4\n")
+    refused("study", "study.yaml", *cache, "-o", "out", says=says)
+
+
 def test_too_little_memory_is_told_before_the_work(world, refused, monkeypatch):
     memory = SimpleNamespace(available=1000)
     psutil = SimpleNamespace(virtual_memory=lambda: memory)

@@ -385,6 +385,12 @@ def test_a_small_disk_is_filled_and_after_more_room_the_collection_goes_on(small
     assert torch.equal(again.values, _collect(None, texts=texts).values)
 
 
+def test_a_disk_that_may_only_be_read_is_told(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(ExpertSteerError, match=r"can be written \(no permission to write there"):
+        _collect(small_disk)
+
+
 def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
     (tmp_path / "states").touch()
     for folder in (tmp_path / "states", tmp_path / "states" / "below"):

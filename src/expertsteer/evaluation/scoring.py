@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from expertsteer.data import RenderedText
 from expertsteer.errors import DataError
 from expertsteer.models import LanguageModel, replaced_forward
-from expertsteer.models.batches import is_full, padded, position_ids
+from expertsteer.models.batches import is_full, padded, position_ids, to_device
 
 __all__ = [
     "ContinuationScore",
@@ -495,7 +495,7 @@ def _decode(
     finally:
         handle.remove()
     hidden = outputs[0].last_hidden_state
-    return outputs[0], hidden[rows.to(hidden.device), columns.to(hidden.device)]
+    return outputs[0], hidden[to_device(rows, hidden.device), to_device(columns, hidden.device)]
 
 
 class _Predicted:
@@ -551,7 +551,8 @@ def head_sees(model: LanguageModel, rows: torch.Tensor, columns: torch.Tensor) -
 
     def choose(_head: torch.nn.Module, args: tuple[Any, ...]) -> tuple[torch.Tensor]:
         hidden = args[0]
-        return (hidden[rows.to(hidden.device), columns.to(hidden.device)][None],)
+        rows_there, columns_there = (to_device(x, hidden.device) for x in (rows, columns))
+        return (hidden[rows_there, columns_there][None],)
 
     head = cast(torch.nn.Module, model.model.get_output_embeddings())
     handle = head.register_forward_pre_hook(choose)
@@ -573,9 +574,8 @@ def _gather(
         normalisers.append(part.float().logsumexp(-1))
         best.append(part.argmax(-1))
     normaliser, likeliest = torch.cat(normalisers), torch.cat(best)
-    tokens = tokens.to(logits.device)
     index = torch.arange(len(tokens)) if rows is None else rows
-    index = index.to(logits.device)
+    tokens, index = (to_device(x, logits.device) for x in (tokens, index))
     values = logits[index, tokens].float() - normaliser[index]
     return values.cpu(), (likeliest[index] == tokens).cpu()
 

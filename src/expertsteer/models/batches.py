@@ -13,10 +13,10 @@ __all__ = ["HostCopy", "is_full", "padded", "position_ids", "to_device"]
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a tensor of the CPU on a device; a GPU takes it without the CPU waiting."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    """Return a tensor on a device; a GPU takes it without the CPU waiting."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 class HostCopy:

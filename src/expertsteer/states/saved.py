@@ -30,7 +30,8 @@ _FORMAT = {"format": "expertsteer-states", "version": SAVED_VERSION}
 _MANIFEST = "states.json"
 _SHARDS = "shard-*.safetensors"
 _SHARD_KIND = "states-shard"
-_SHARD_BYTES = 256 << 20
+# Some times as much is held for a moment, while the parts are put together and written.
+_SHARD_BYTES = 64 << 20
 _SHARD_SECONDS = 30.0
 
 
@@ -111,9 +112,22 @@ class ShardWriter:
             self._flush()
 
     def finish(self) -> None:
-        """Write what is left and wait until every process has done so."""
+        """Write what is left and wait until every process has done so.
+
+        Raises
+        ------
+        StatesError
+            If rows are missing: a process saw other shards than the others did, as with a
+            network file system that shows them late.
+        """
         self._flush()
         wait_for_all("collecting states")
+        n_saved = len(_saved_rows(self.folder)) if is_main_process() else self.description.n_texts
+        if n_saved < self.description.n_texts:
+            raise StatesError(
+                f"Got {self.folder} with the states of {n_saved} of {self.description.n_texts} "
+                "texts, but expected all of them. Start the same command again; it continues."
+            )
 
     def _flush(self) -> None:
         if not self._pending:

@@ -313,15 +313,17 @@ def write_report(folder: str | Path) -> list[Path]:
     Raises
     ------
     DataError
-        If the folder holds no finished cell.
+        If there is no benchmark that all methods of a target have finished.
     """
     folder = Path(folder)
     study, cells, about = load_cells(folder)
     frame, averages = cell_frame(study, cells), average_frame(study, cells)
     if averages.empty:
+        missing = about["missing"]
+        reason = f" A cell could not be had: {missing[0]['error']}" if missing else ""
         raise DataError(
             f"Got {folder}, but expected a study with a benchmark that all methods of a target "
-            "have finished. Run it on."
+            f"have finished. Run it on.{reason}"
         )
     values = {
         "averages": json.loads(averages.to_json(orient="records", double_precision=5)),

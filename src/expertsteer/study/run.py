@@ -9,14 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from expertsteer.calibration import damage_meter
 from expertsteer.errors import DataError, ExpertSteerError
 from expertsteer.evaluation.row_file import RowFile
 from expertsteer.files import write_text
+from expertsteer.locks import try_lock
 from expertsteer.models import LanguageModel, load_model
+from expertsteer.models.cache import require_disk
 from expertsteer.provenance import describe_machine, package_versions
 from expertsteer.study.cell import Cell, cells_of, models_of
 from expertsteer.study.estimate import estimate_seconds, n_tokens
@@ -67,18 +68,19 @@ def run_study(
     Raises
     ------
     ExpertSteerError
-        If another process is running in the folder, or a model or data set is unusable.
+        If another process is running in the folder, a folder cannot be written, or a model or
+        data set is unusable.
     """
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
+    if not dry_run:
+        require_disk(cache_dir, 0, "states")
+    require_disk(folder, 0, "the study")
+    lock = try_lock(folder)
+    if lock is None:
         raise ExpertSteerError(
             f"Got the folder {folder}, which another study is running in. Wait for it or name "
             "another folder."
-        ) from error
+        )
     try:
         cells = cells_of(study)
         with RowFile(folder / "cells.jsonl") as rows, RowFile(folder / "layers.jsonl") as choices:
