@@ -274,7 +274,12 @@ def main(file: str, about: str | None, cases: Callable[[bool], Sequence[Case]]) 
             continue
         print(f"{path.stem}, {case.name} ...", flush=True)
         rounds = options.rounds or case.rounds or usual
-        results.add(case, run_case(path, case, rounds, passed_on))
+        if case.name not in results.unfinished:
+            # Timing takes longest: from here on an interruption does not cost it.
+            results.add(case, time_case(case, rounds), unfinished=case.memory)
+        if case.memory:
+            entry = results.unfinished[case.name]
+            results.add(case, entry | memory_of(path, case, entry, passed_on))
         print(json.dumps(results.cases[case.name]["goals"], indent=2), flush=True)
 
 
@@ -286,8 +291,8 @@ def limit_threads(threads: int) -> None:
     threadpool_limits(threads)
 
 
-def run_case(path: Path, case: Case, rounds: int, passed_on: Sequence[str]) -> dict[str, Any]:
-    """Time a case and measure its memory; return its entry in the file of results."""
+def time_case(case: Case, rounds: int) -> dict[str, Any]:
+    """Time a case; return its entry in the file of results, without memory."""
     ways = case.prepare()
     seconds, returned = take_turns(ways, rounds, case.fixed)
     seconds = {n: [t * case.scale.get(n, 1.0) for t in times] for n, times in seconds.items()}
@@ -302,35 +307,42 @@ def run_case(path: Path, case: Case, rounds: int, passed_on: Sequence[str]) -> d
         figures[f"giga a second {name}"] = summary(rates)
     if case.compare is not None:
         figures |= {name: {"median": value} for name, value in case.compare(returned).items()}
-    names = list(ways)
-    del ways, returned
-    gc.collect()
-    if case.memory:
-        for name in names:
-            found = peak_memory(path, case, name, passed_on)
-            figures[f"peak_mib {name}"] = {"median": found["peak_mib"]}
-            more = found["peak_mib"] - found["before_mib"]
-            figures[f"more_mib {name}"] = {"median": more}
     return {
         "title": case.title,
         "sizes": case.sizes,
-        "ways": names,
+        "ways": list(ways),
         "helpers": list(case.helpers),
         "scale": case.scale,
         "work": case.work,
         "seconds": seconds,
         "figures": figures,
-        "goals": [
-            {
-                "figure": goal.figure,
-                "at_least": goal.at_least,
-                "at_most": goal.at_most,
-                "value": (value := figures.get(goal.figure, {}).get("median")),
-                "reached": goal.reached_by(value),
-            }
-            for goal in case.goals
-        ],
+        "goals": _goals_of(case, figures),
     }
+
+
+def memory_of(
+    path: Path, case: Case, entry: Mapping[str, Any], passed_on: Sequence[str]
+) -> dict[str, Any]:
+    """Measure a case's memory; return what changes in its entry."""
+    figures = dict(entry["figures"])
+    for name in entry["ways"]:
+        found = peak_memory(path, case, name, passed_on)
+        figures[f"peak_mib {name}"] = {"median": found["peak_mib"]}
+        figures[f"more_mib {name}"] = {"median": found["peak_mib"] - found["before_mib"]}
+    return {"figures": figures, "goals": _goals_of(case, figures)}
+
+
+def _goals_of(case: Case, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "figure": goal.figure,
+            "at_least": goal.at_least,
+            "at_most": goal.at_most,
+            "value": (value := figures.get(goal.figure, {}).get("median")),
+            "reached": goal.reached_by(value),
+        }
+        for goal in case.goals
+    ]
 
 
 class Results:
@@ -357,19 +369,23 @@ class Results:
             "versions": package_versions() | _peer_versions(),
         }
         self.cases: dict[str, Any] = {}
+        self.unfinished: dict[str, Any] = {}
         if path.exists() and not again:
             found = json.loads(path.read_text(encoding="utf-8"))
-            self.cases = found.pop("cases")
+            self.cases, self.unfinished = found.pop("cases"), found.pop("unfinished", {})
             if found != self.head:
                 raise SystemExit(
                     f"Got {path} from another machine, other versions or thread counts, but "
                     "expected the same. Run with --again, or name another --output."
                 )
 
-    def add(self, case: Case, entry: dict[str, Any]) -> None:
-        """Write a case's results."""
-        self.cases[case.name] = entry
-        text = json.dumps(self.head | {"cases": self.cases}, indent=2)
+    def add(self, case: Case, entry: dict[str, Any], *, unfinished: bool = False) -> None:
+        """Write a case's results; unfinished ones lack the memory and are on no page."""
+        self.unfinished.pop(case.name, None)
+        (self.unfinished if unfinished else self.cases)[case.name] = entry
+        content = self.head | {"cases": self.cases}
+        content |= {"unfinished": self.unfinished} if self.unfinished else {}
+        text = json.dumps(content, indent=2)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, text + "\n")
 
