@@ -35,7 +35,7 @@ def draw_figures(study: StudySettings, frame: Frame, averages: Frame, folder: Pa
     list of Path
         ``averages.png`` (change and effect by method), ``cells.png`` (every cell), and for
         a study with a sweep ``sweep.png``; with several targets and experts
-        ``transfer.png``.
+        and one arm "rfm" ``transfer.png``.
     """
     written = [
         save_figure(_averages(study, averages), folder / "averages.png"),
@@ -43,8 +43,8 @@ def draw_figures(study: StudySettings, frame: Frame, averages: Frame, folder: Pa
     ]
     if study.sweep:
         written.append(save_figure(_sweep(study, averages), folder / "sweep.png"))
-    has_own = any(arm.method == "rfm" for arm in study.methods)
-    if has_own and averages["expert"].nunique() > 1 and averages["target"].nunique() > 1:
+    n_own = sum(arm.method == "rfm" for arm in study.methods)
+    if n_own == 1 and averages["expert"].nunique() > 1 and averages["target"].nunique() > 1:
         written.append(save_figure(_transfer(study, frame), folder / "transfer.png"))
     return written
 
