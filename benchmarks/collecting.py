@@ -2,8 +2,8 @@
 
 Against transformers with ``output_hidden_states=True`` on padded batches, and against what
 steering-vectors and repeng collect their vectors from. All run the same loaded model in
-float32. The peers read every twentieth text, in order of length, and their time is multiplied
-by twenty.
+float32. The peers read a twentieth of the texts, of all lengths, and their time is multiplied by
+twenty.
 
 The bare forward pass runs the decoder blocks, up to the last one wanted, on ready batches of the
 same tokens as ours, and keeps nothing.
