@@ -159,7 +159,11 @@ def findings_page() -> str:
 
     names = [path.parent.name for path in sorted(STUDIES.glob("*/study.json"))]
     tables = {name: _study(STUDIES / name) for name in names}
-    tables |= {"measures": MEASURES, "ridge-choice": _ridge_choice(STUDIES / "ridge")}
+    tables |= {
+        "measures": MEASURES,
+        "ridge-choice": _ridge_choice(STUDIES / "ridge"),
+        "layers-shares": _shares_by_text(STUDIES / "layers"),
+    }
     return _filled(FINDINGS, tables)
 
 
@@ -246,12 +250,14 @@ def _study(folder: Path) -> str:
     return "\n\n".join([*parts, *(line for line in notes(study, about) if line)])
 
 
-def _ridge_choice(folder: Path) -> str:
-    """Return what validation prompts say of every ridge, and what the test prompts say then."""
+def _gains(folder: Path, setting: str) -> Any:
+    """Return what each cell of a study adds to every test prompt's log-odds, as a frame.
+
+    What the methods are called ends in the value of a setting, which has a column of its own.
+    """
     import numpy as np
     import pandas as pd
 
-    from expertsteer.evaluation.intervals import strata_interval
     from expertsteer.study.report import load_cells
 
     _, cells, _ = load_cells(folder)
@@ -264,12 +270,39 @@ def _ridge_choice(folder: Path) -> str:
     rows = []
     for cell in cells:
         if cell["method"] != "none":
-            arm, _, noise = cell["method"].rpartition(", ")
+            arm, _, value = cell["method"].rpartition(", ")
             at = tuple(cell[key] for key in place)
             gain = np.array(cell["test"]["log_odds"]) - unsteered[at]
             chosen = cell["validation"][-1]["effect"]
-            rows.append((arm, noise, *at, chosen, gain))
-    frame = pd.DataFrame(rows, columns=["arm", "noise", *place, "validation", "test"])
+            rows.append((arm, value, *at, chosen, gain))
+    return pd.DataFrame(rows, columns=["arm", setting, *place, "validation", "test"])
+
+
+def _shares_by_text(folder: Path) -> str:
+    """Return the effect as a share of the own vector's, by the text of the alignment."""
+    import pandas as pd
+
+    frame = _gains(folder, "depth")
+    frame = frame[frame["depth"].astype(float) >= 0.5]
+    frame = frame.assign(effect=[gain.mean() for gain in frame["test"]])
+    frame["arm"] = frame["arm"].str.removeprefix("transferred, ")
+    both = frame.assign(benchmark="both")
+    places = ["target", "benchmark"]
+    table = pd.concat([both, frame]).pivot_table(
+        values="effect", index=places, columns="arm", aggfunc="sum", sort=False
+    )
+    shares = table.div(table.pop("rfm"), axis=0).map("{:.2f}".format)
+    return shares.reset_index().to_markdown(index=False, disable_numparse=True)
+
+
+def _ridge_choice(folder: Path) -> str:
+    """Return what validation prompts say of every ridge, and what the test prompts say then."""
+    import numpy as np
+
+    from expertsteer.evaluation.intervals import strata_interval
+
+    place = ["target", "benchmark"]
+    frame = _gains(folder, "noise")
     # Prompts are the same whatever labels are wrong: one value a prompt.
     by_arm = {
         arm: [np.mean(list(gains), axis=0) for _, gains in group.groupby(place, sort=False)["test"]]
