@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -122,12 +122,8 @@ class ShardWriter:
         """
         self._flush()
         wait_for_all("collecting states")
-        n_saved = len(_saved_rows(self.folder)) if is_main_process() else self.description.n_texts
-        if n_saved < self.description.n_texts:
-            raise StatesError(
-                f"Got {self.folder} with the states of {n_saved} of {self.description.n_texts} "
-                "texts, but expected all of them. Start the same command again; it continues."
-            )
+        if is_main_process():
+            _require_all(self.folder, self.description, len(_saved_rows(self.folder)))
 
     def _flush(self) -> None:
         if not self._pending:
@@ -189,14 +185,20 @@ def load_states(folder: Path) -> States:
             continue
         values[rows] = saved
         done.update(rows.tolist())
-    if len(done) < description.n_texts:
+    _require_all(folder, description, len(done), damaged)
+    return States(values, description)
+
+
+def _require_all(
+    folder: Path, description: StatesDescription, n_done: int, damaged: Sequence[str] = ()
+) -> None:
+    if n_done < description.n_texts:
         names = f" (damaged: {', '.join(damaged)})" if damaged else ""
         raise StatesError(
-            f"Got {folder} with the states of {len(done)} of {description.n_texts} texts"
+            f"Got {folder} with the states of {n_done} of {description.n_texts} texts"
             f"{names}, but expected all of them. "
             "Run the same collection again; it continues."
         )
-    return States(values, description)
 
 
 def _read_manifest(folder: Path) -> StatesDescription:
