@@ -51,8 +51,8 @@ def align(
 
     Example: expertsteer align -e smollm2-135m-instruct -t gemma-3-270m --text plain.txt -o a-to-b
 
-    Without --text, a small text that comes with the package is used; more and broader text aligns
-    better.
+    Without --text, a small text that comes with the package is used. Text of the kind that your
+    vectors are about aligns best, and a file of rows may hold it (field "text").
     """
     from expertsteer.pipeline import fit_alignment
 

@@ -72,6 +72,8 @@ def run_study(
         data set is unusable.
     """
     folder = Path(output)
+    # First, so that unusable data leave no folder behind.
+    cells = cells_of(study)
     if not dry_run:
         require_disk(cache_dir, 0, "states")
     require_disk(folder, 0, "the study")
@@ -82,7 +84,6 @@ def run_study(
             "another folder."
         )
     try:
-        cells = cells_of(study)
         with RowFile(folder / "cells.jsonl") as rows, RowFile(folder / "layers.jsonl") as choices:
             run = _Run(study, folder, cache_dir, rows, choices, cells, progress)
             if on_plan is not None:
