@@ -66,7 +66,7 @@ def test_automatic_dtype_is_the_checkpoints_own(tmp_path, own_checkpoint):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "int8"}, "^Got dtype='int8', but expected one of auto, float32"),
+        ({"dtype": "int8"}, "^Got dtype='int8', but expected one of auto, fastest, float32"),
         ({"device": "cpu", "device_map": "auto"}, "^Got both device and device_map, but expected"),
         ({"device": "nowhere"}, "but expected one that transformers can load: .*nowhere"),
         ({"attn_implementation": "none"}, "but expected one that transformers can load: .*none"),

@@ -46,6 +46,7 @@ class DtypeName(str, Enum):
     """Float types a model can be loaded in."""
 
     auto = "auto"
+    fastest = "fastest"
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
@@ -76,7 +77,9 @@ class Positions(str, Enum):
 Dtype = Annotated[
     DtypeName,
     typer.Option(
-        help="Float type of the models; auto is the checkpoint's.", rich_help_panel=_MODELS
+        help="Float type of the models; auto is the checkpoint's, fastest is bfloat16 where the "
+        "device has instructions for it and float32 elsewhere.",
+        rich_help_panel=_MODELS,
     ),
 ]
 Device = Annotated[

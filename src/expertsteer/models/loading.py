@@ -28,11 +28,12 @@ from expertsteer.models.blocks import find_blocks
 from expertsteer.models.embedded import EMBEDDED_MODELS, embedded_checkpoint
 from expertsteer.models.fingerprint import ModelDescription, describe_model
 from expertsteer.models.gguf import converted_checkpoint
+from expertsteer.models.precision import fastest_dtype, warn_of_slow_dtype
 from expertsteer.processes import local_share, n_local_processes, n_processes
 
 __all__ = ["DTYPES", "LanguageModel", "ModelSource", "load_model", "locate_model", "quiet_loading"]
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "fastest", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,9 @@ class ModelSource:
     name : str
         A hub id, a local folder, a ``.gguf`` file (converted once into the cache) or an
         embedded name (`EMBEDDED_MODELS`).
-    dtype : {"auto", "float32", "bfloat16", "float16"} or torch.dtype
-        "auto" is the checkpoint's own.
+    dtype : {"auto", "fastest", "float32", "bfloat16", "float16"} or torch.dtype
+        "auto" is the checkpoint's own, "fastest" bfloat16 where the device has instructions
+        for it and float32 elsewhere.
     device : str or None
         For example "cuda:0"; None: the CPU, or what ``device_map`` says. Of several
         processes on a machine each takes another GPU for "cuda".
@@ -191,14 +193,15 @@ def load_model(source: str | Path | ModelSource | LanguageModel, **options: Any)
         "trust_remote_code": source.trust_remote_code,
     }
     place = locate_model(source.name)
+    dtype = fastest_dtype(_device_type(source)) if source.dtype == "fastest" else source.dtype
     if source.device is None and source.device_map is None:
-        _require_memory(Path(place), source.dtype)
+        _require_memory(Path(place), dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **common)
         with quiet_loading():
             model = AutoModelForCausalLM.from_pretrained(
                 place,
-                dtype=source.dtype,
+                dtype=dtype,
                 **_placement(source),
                 attn_implementation=source.attn_implementation,
                 **common,
@@ -213,7 +216,16 @@ def load_model(source: str | Path | ModelSource | LanguageModel, **options: Any)
         # Padding is masked, so any token serves.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
     find_blocks(model)  # an encoder is refused here, not after minutes of collecting
+    warn_of_slow_dtype(model, source.name)
     return LanguageModel(model.eval(), tokenizer, source.name, source.revision)
+
+
+def _device_type(source: ModelSource) -> str:
+    """Return the type of device that most of the weights will be on."""
+    if source.device is not None:
+        return source.device.partition(":")[0]
+    on_gpu = source.device_map is not None and torch.cuda.is_available()
+    return "cuda" if on_gpu else "cpu"
 
 
 def _placement(source: ModelSource) -> dict[str, Any]:
