@@ -31,6 +31,8 @@ LOWEST = ROOT / "docs/results/lowest_mi.json"
 PERFORMANCE = ROOT / "docs/performance.md"
 BENCHMARKS = ROOT / "benchmarks"
 IMAGES = ROOT / "docs/images"
+# What tells the cells of one method apart.
+PLACE = ["target", "benchmark"]
 REMAKE = {
     COMPARISON: "`expertsteer demo --output demo-output`, then copy demo-output/comparison.json",
     LOWEST: "the command in docs/method.md that ends in --output docs/results/lowest_mi.json",
@@ -261,9 +263,8 @@ def _gains(folder: Path, setting: str) -> Any:
     from expertsteer.study.report import load_cells
 
     _, cells, _ = load_cells(folder)
-    place = ["target", "benchmark"]
     unsteered = {
-        tuple(cell[key] for key in place): np.array(cell["test"]["log_odds"])
+        tuple(cell[key] for key in PLACE): np.array(cell["test"]["log_odds"])
         for cell in cells
         if cell["method"] == "none"
     }
@@ -271,11 +272,11 @@ def _gains(folder: Path, setting: str) -> Any:
     for cell in cells:
         if cell["method"] != "none":
             arm, _, value = cell["method"].rpartition(", ")
-            at = tuple(cell[key] for key in place)
+            at = tuple(cell[key] for key in PLACE)
             gain = np.array(cell["test"]["log_odds"]) - unsteered[at]
             chosen = cell["validation"][-1]["effect"]
             rows.append((arm, value, *at, chosen, gain))
-    return pd.DataFrame(rows, columns=["arm", setting, *place, "validation", "test"])
+    return pd.DataFrame(rows, columns=["arm", setting, *PLACE, "validation", "test"])
 
 
 def _shares_by_text(folder: Path) -> str:
@@ -287,9 +288,8 @@ def _shares_by_text(folder: Path) -> str:
     frame = frame.assign(effect=[gain.mean() for gain in frame["test"]])
     frame["arm"] = frame["arm"].str.removeprefix("transferred, ")
     both = frame.assign(benchmark="both")
-    places = ["target", "benchmark"]
     table = pd.concat([both, frame]).pivot_table(
-        values="effect", index=places, columns="arm", aggfunc="sum", sort=False
+        values="effect", index=PLACE, columns="arm", aggfunc="sum", sort=False
     )
     shares = table.div(table.pop("rfm"), axis=0).map("{:.2f}".format)
     return shares.reset_index().to_markdown(index=False, disable_numparse=True)
@@ -301,11 +301,10 @@ def _ridge_choice(folder: Path) -> str:
 
     from expertsteer.evaluation.intervals import strata_interval
 
-    place = ["target", "benchmark"]
     frame = _gains(folder, "noise")
     # Prompts are the same whatever labels are wrong: one value a prompt.
     by_arm = {
-        arm: [np.mean(list(gains), axis=0) for _, gains in group.groupby(place, sort=False)["test"]]
+        arm: [np.mean(list(gains), axis=0) for _, gains in group.groupby(PLACE, sort=False)["test"]]
         for arm, group in frame.groupby("arm", sort=False)
     }
 

@@ -59,6 +59,33 @@ def test_a_model_loads_in_the_fastest_type(checkpoint, processor):
     assert loaded.model.dtype == fastest_dtype(device)
 
 
+class AskedError(Exception):
+    """What device's type was asked for; nothing is loaded after that."""
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ({}, "cpu"),
+        ({"device": "cuda:1"}, "cuda"),
+        ({"device": "mps"}, "mps"),
+        ({"device_map": "cpu"}, "cpu"),
+        ({"device_map": "cuda:0"}, "cuda"),
+        ({"device_map": "auto"}, "cuda"),
+        ({"device_map": "balanced"}, "cuda"),
+        ({"device_map": {"": 0}}, "cuda"),
+    ],
+)
+def test_the_device_decides_even_where_there_is_a_gpu(checkpoint, monkeypatch, option, expected):
+    def ask(device_type):
+        raise AskedError(device_type)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("expertsteer.models.loading.fastest_dtype", ask)
+    with pytest.raises(AskedError, match=f"^{expected}$"):
+        load_model(checkpoint, dtype="fastest", **option)
+
+
 def test_a_slow_type_is_warned_of(checkpoint, processor):
     processor()
     with pytest.warns(UserWarning, match=r"bfloat16.*no instructions.*dtype='fastest'"):

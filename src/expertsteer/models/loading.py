@@ -220,12 +220,16 @@ def load_model(source: str | Path | ModelSource | LanguageModel, **options: Any)
     return LanguageModel(model.eval(), tokenizer, source.name, source.revision)
 
 
+# Values of device_map that are no device.
+_SPREADINGS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
 def _device_type(source: ModelSource) -> str:
     """Return the type of device that most of the weights will be on."""
-    if source.device is not None:
-        return source.device.partition(":")[0]
-    on_gpu = source.device_map is not None and torch.cuda.is_available()
-    return "cuda" if on_gpu else "cpu"
+    place = source.device or source.device_map or "cpu"
+    if isinstance(place, str) and place not in _SPREADINGS:
+        return place.partition(":")[0]
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _placement(source: ModelSource) -> dict[str, Any]:

@@ -49,12 +49,9 @@ def warn_of_slow_dtype(model: torch.nn.Module, name: str) -> None:
     name : str
         What the user calls it.
     """
-    slow = {
-        parameter.dtype
-        for parameter in model.parameters()
-        if parameter.device.type == "cpu" and _cpu_has(parameter.dtype) is False
-    }
-    for dtype in slow:
+    for dtype in {p.dtype for p in model.parameters() if p.device.type == "cpu"}:
+        if _cpu_has(dtype) is not False:
+            continue
         short = str(dtype).removeprefix("torch.")
         warnings.warn(
             f"Got {name} in {short}, but this processor has no instructions for it, which is "
@@ -65,7 +62,7 @@ def warn_of_slow_dtype(model: torch.nn.Module, name: str) -> None:
 
 def _cpu_has(dtype: torch.dtype) -> bool | None:
     """Return whether the processor computes in a type; None where torch cannot say."""
-    # Not in torch before 2.10.
+    # Older versions of torch have no such function.
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     if not capabilities or dtype not in _INSTRUCTIONS:
         return None
