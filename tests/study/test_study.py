@@ -278,6 +278,25 @@ def test_two_models_can_each_be_the_others_expert(study_file, models, tmp_path):
     assert folder / "transfer.png" in write_report(folder)
 
 
+def test_a_sweep_names_every_targets_own_expert(study_file, models, tmp_path, monkeypatch):
+    both = [{"model": models[name], "name": name} for name in ("target", "expert")]
+    noisy = {"method": "expertsteer", "name": "noisy", "label_noise": 0.4}
+    methods = ["none", "expertsteer", noisy]
+    path = study_file(targets=both, experts=both, methods=methods, sweep="label_noise")
+    run(path, tmp_path / "out", tmp_path / "fresh cache")
+    drawn = {}
+    monkeypatch.setattr(
+        "expertsteer.study.figures.save_figure",
+        lambda figure, path: drawn.setdefault(path.name, figure),
+    )
+    write_report(tmp_path / "out")
+    legends = {
+        axes.get_title(loc="left"): [text.get_text() for text in axes.get_legend().get_texts()]
+        for axes in drawn["sweep.png"].axes
+    }
+    assert legends == {"target": ["expertsteer (expert)"], "expert": ["expertsteer (target)"]}
+
+
 def test_a_report_shows_the_rows_of_the_settings_as_they_are_now(study_file, tmp_path, cache):
     folder = tmp_path / "out"
     methods = ["none", "random"]

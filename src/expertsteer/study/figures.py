@@ -176,8 +176,9 @@ def _sweep(study: StudySettings, averages: Frame) -> Figure:
             axes.set_xscale("log")
         axes.set_title(target, loc="left", fontsize=10)
         axes.grid(alpha=0.3)
+        # One a panel: every target has experts of its own.
+        axes.legend(fontsize=7)
     panels[0].set_ylabel("effect, nats")
-    panels[0].legend(fontsize=7)
     return figure
 
 
