@@ -21,7 +21,12 @@ from timing import OURS, Case, Goal, main
 
 from expertsteer.pairing import mutual_information_table
 from expertsteer.pairing.canonical import MAX_PAIRS
-from expertsteer.pairing.projection import resolve_n_components, whiten_layers
+from expertsteer.pairing.projection import (
+    OVERSAMPLING,
+    POWER_ITERATIONS,
+    resolve_n_components,
+    whiten_layers,
+)
 
 N_NEIGHBORS = 3
 NEAREST = "expertsteer, nearest neighbours"
@@ -72,6 +77,8 @@ def cases(quick: bool) -> list[Case]:
     n, n_layers, d = (200, 4, 256) if quick else (1000, 32, 4096)
     timed = min(n_layers, 16)
     handed = (f"scikit-learn{CANONICAL}", f"ennemi{CANONICAL}")
+    size = resolve_n_components(None, n) + OVERSAMPLING
+    range_finders = 2 * n_layers * (2 + 2 * POWER_ITERATIONS) * 2.0 * n * d * size
     return [
         Case(
             name="table",
@@ -86,6 +93,7 @@ def cases(quick: bool) -> list[Case]:
             scale=dict.fromkeys(("scikit-learn", "ennemi"), n_layers**2)
             | dict.fromkeys(handed, n_layers**2 / timed),
             helpers=(NEAREST, *handed),
+            work={OURS: ("float32", range_finders)},
         )
     ]
 

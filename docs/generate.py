@@ -2,8 +2,8 @@
 
 ``docs/reference/command-line.md`` comes from the command line itself, the tables between
 markers in ``docs/method.md``, ``docs/findings.md`` and ``docs/performance.md`` from the files of
-results, and so do the pictures of the last. With
-``--check`` nothing is written, and the exit code is 1 where a page is out of date.
+results, and so do the pictures of the last and every study's report. With ``--check`` nothing is
+written, and the exit code is 1 where a page is out of date.
 """
 
 from __future__ import annotations
@@ -165,8 +165,18 @@ def findings_page() -> str:
         "measures": MEASURES,
         "ridge-choice": _ridge_choice(STUDIES / "ridge"),
         "layers-shares": _shares_by_text(STUDIES / "layers"),
+        "transfer-shares": _transfer_shares(STUDIES / "transfer"),
     }
     return _filled(FINDINGS, tables)
+
+
+def draw_studies() -> None:
+    """Write the reports and pictures of all studies from their cells."""
+    from expertsteer.study.report import write_report
+
+    for study in sorted(STUDIES.glob("*/study.json")):
+        for path in write_report(study.parent):
+            print(f"wrote {path.relative_to(ROOT)}")
 
 
 def performance_page() -> str:
@@ -241,15 +251,16 @@ def _comparison(path: Path) -> str:
 
 def _study(folder: Path) -> str:
     """Return a study's averages, a table a target, and what they were measured with."""
-    from expertsteer.study.report import average_frame, average_table, load_cells, notes
+    from expertsteer.study.frames import average_frame
+    from expertsteer.study.report import average_table, load_cells, notes
 
     study, cells, about = load_cells(folder)
     averages = average_frame(study, cells)
     parts = []
     for target in averages["target"].unique():
-        table = average_table(averages, target).to_markdown(index=False)
+        table = average_table(study, averages, target).to_markdown(index=False)
         parts += [f"Target: `{target}`", table]
-    return "\n\n".join([*parts, *(line for line in notes(study, about) if line)])
+    return "\n\n".join([*parts, *(line for line in notes(study, cells, about) if line)])
 
 
 def _gains(folder: Path, setting: str) -> Any:
@@ -295,6 +306,36 @@ def _shares_by_text(folder: Path) -> str:
     return shares.reset_index().to_markdown(index=False, disable_numparse=True)
 
 
+def _transfer_shares(folder: Path) -> str:
+    """Return every pair's effect as a share of the own RFM vector's, with the behaviours' range."""
+    import pandas as pd
+
+    from expertsteer.study.figures import transfer_shares
+    from expertsteer.study.frames import cell_frame
+    from expertsteer.study.report import load_cells
+
+    study, cells, _ = load_cells(folder)
+    frame = cell_frame(study, cells)
+    columns = {}
+    for arm in study.methods:
+        if arm.needs_expert:
+            shares = transfer_shares(frame, arm.name, "rfm")
+            single = transfer_shares(frame, arm.name, "rfm", ["benchmark"])
+            ranges = single.groupby(["expert", "target"], sort=False)
+            columns[arm.name] = [
+                f"{share:.2f} ({low:.2f} to {high:.2f})"
+                for share, low, high in zip(
+                    shares,
+                    ranges.min().reindex(shares.index),
+                    ranges.max().reindex(shares.index),
+                    strict=True,
+                )
+            ]
+            index = shares.index
+    table = pd.DataFrame(columns, index=index).reset_index().sort_values("target", kind="stable")
+    return table.to_markdown(index=False, disable_numparse=True)
+
+
 def _ridge_choice(folder: Path) -> str:
     """Return what validation prompts say of every ridge, and what the test prompts say then."""
     import numpy as np
@@ -309,7 +350,9 @@ def _ridge_choice(folder: Path) -> str:
     }
 
     def shown(parts: list[np.ndarray]) -> str:
-        low, high = strata_interval(parts, [1.0] * len(parts))
+        # Both sets are measured after the same prompts.
+        asked = [[str(n) for n in range(len(part))] for part in parts]
+        low, high = strata_interval(parts, [1.0] * len(parts), asked)
         return f"{np.mean([part.mean() for part in parts]):+.2f} ({low:+.2f} to {high:+.2f})"
 
     table = frame.pivot_table(values="validation", index="arm", columns="noise", sort=False)
@@ -324,6 +367,12 @@ def _ridge_choice(folder: Path) -> str:
         else ""
         for arm in table.index
     ]
+    places = list(dict.fromkeys(zip(*(frame[key] for key in PLACE), strict=True)))
+    for n, (target, benchmark) in enumerate(places):
+        table[f"over it, {benchmark}, {target}"] = [
+            f"{(by_arm[arm][n] - plain[n]).mean():+.2f}" if arm != "mean_difference" else ""
+            for arm in table.index
+        ]
     return table.rename_axis("direction").to_markdown(disable_numparse=True)
 
 
@@ -362,6 +411,7 @@ def main(check: Annotated[bool, typer.Option("--check", help="Write nothing.")] 
     )
     if not check:
         draw_performance()
+        draw_studies()
     for path, make in pages:
         try:
             text = make()

@@ -90,6 +90,10 @@ def test_tables_of_results_are_current(generate):
     assert generate.METHOD.read_text(encoding="utf-8") == generate.method_page()
 
 
+def test_tables_of_findings_are_current(generate):
+    assert generate.FINDINGS.read_text(encoding="utf-8") == generate.findings_page()
+
+
 def test_page_of_performance_is_current(generate):
     assert generate.PERFORMANCE.read_text(encoding="utf-8") == generate.performance_page()
 

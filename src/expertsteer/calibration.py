@@ -182,7 +182,9 @@ def calibrate(
     if damage not in DAMAGES:
         raise ParameterError(f"Got damage={damage!r}, but expected one of {', '.join(DAMAGES)}.")
     if not (math.isfinite(budget) and budget > least):
-        raise ParameterError(f"Got budget={budget}, but expected more than {least:g}, no {damage}.")
+        raise ParameterError(
+            f"Got budget={budget}, but expected more than {least:g}, which is {damage} undamaged."
+        )
     if not (math.isfinite(max_strength) and max_strength > 0):
         raise ParameterError(f"Got max_strength={max_strength}, but expected a positive number.")
     if not plain_text:

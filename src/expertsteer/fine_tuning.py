@@ -33,6 +33,7 @@ from expertsteer.states.positions import TokenSpan, locate_tokens
 
 __all__ = [
     "ADAPTER_RECORD",
+    "DEFAULT_EPOCHS",
     "Training",
     "adapted",
     "fine_tune",
@@ -40,6 +41,7 @@ __all__ = [
     "train_on_answers",
 ]
 
+DEFAULT_EPOCHS = 3
 # The file beside an adapter that tells how it was made.
 ADAPTER_RECORD = "fine_tuning.json"
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -85,7 +87,7 @@ def fine_tune(
     *,
     output: str | Path,
     rank: int = 8,
-    n_epochs: int = 3,
+    n_epochs: int = DEFAULT_EPOCHS,
     learning_rate: float = 5e-4,
     batch_tokens: int = 512,
     seed: int = 0,
@@ -230,7 +232,7 @@ def train_on_answers(
     model: LanguageModel,
     examples: LabelledExamples,
     *,
-    n_epochs: int = 3,
+    n_epochs: int = DEFAULT_EPOCHS,
     learning_rate: float = 5e-4,
     batch_tokens: int = 512,
     seed: int = 0,

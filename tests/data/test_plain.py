@@ -4,7 +4,13 @@ from collections import Counter
 
 import pytest
 
-from expertsteer.data import load_plain_lines, load_plain_text, sentence_beginnings
+from expertsteer.data import (
+    draw_sentences,
+    load_plain_lines,
+    load_plain_text,
+    sentence_beginnings,
+    split_sentences,
+)
 from expertsteer.errors import DataError, ParameterError
 
 WIKI = """
@@ -168,3 +174,19 @@ def test_a_text_without_beginnings_is_refused(sentences):
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ParameterError, match="min_words"):
         sentence_beginnings(SENTENCES, **settings)
+
+
+def test_sentences_for_budgets_are_never_those_for_reports():
+    sentences = [f"This is the sentence with number {n} of all." for n in range(41)]
+    sentences += ["Too short.", sentences[0]]
+    for n_budget in (3, 12, 100):
+        for n_test in (1, 20, 100):
+            budget = split_sentences(sentences, n_budget)[0]
+            test = split_sentences(sentences, n_test)[1]
+            assert not set(budget) & set(test)
+            assert (len(budget), len(test)) == (min(n_budget, 21), min(n_test, 20))
+    assert "Too short." not in draw_sentences(sentences, 41)
+    with pytest.raises(DataError, match="Got plain text with 41 sentences, but expected 42"):
+        draw_sentences(sentences, 42)
+    with pytest.raises(DataError, match="Got plain text with 1 sentences, but expected 2"):
+        split_sentences(sentences[:1], 5)

@@ -302,6 +302,23 @@ def test_intervals_of_statistics_and_strata_are_those_of_means():
     assert np.isnan(nothing).all()
 
 
+def test_strata_with_the_same_items_are_drawn_together():
+    values = np.random.default_rng(1).normal(3, 1, 400)
+    low, high = mean_interval(values)
+    names = [f"prompt {n}" for n in range(400)]
+    together = strata_interval([values, values], [1, 1], [names, names])
+    assert together == pytest.approx((low, high), abs=0.02)
+    apart = strata_interval([values, values], [1, 1])
+    assert apart[1] - apart[0] == pytest.approx((high - low) / np.sqrt(2), rel=0.1)
+    # What one item adds here it takes there.
+    opposed = strata_interval([values, -values], [1, 1], [names, names])
+    assert opposed == pytest.approx((0, 0), abs=1e-9)
+    # Half of the items are shared: between the two.
+    other = names[:200] + [f"question {n}" for n in range(200)]
+    some = strata_interval([values, values], [1, 1], [names, other])
+    assert apart[1] - apart[0] < some[1] - some[0] < together[1] - together[0]
+
+
 def test_intervals_hold_the_mean_and_shrink_with_more_items():
     rng = np.random.default_rng(0)
     few, many = (mean_interval(rng.normal(1, 1, size)) for size in (20, 2000))

@@ -110,6 +110,19 @@ def test_answers_in_a_batch_are_those_of_each_question_alone():
         assert alone["generated"] == text
 
 
+def test_an_answer_that_reaches_the_most_tokens_is_unfinished(monkeypatch):
+    model = tiny_language_model("llama")
+    question = OpenQuestion("one", "w3 w4", "1")
+    ids = model.tokenizer(question.prompt, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        tokens = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
+    written = tokens[0, ids.shape[1] :].tolist()
+    for ends, unfinished in ((None, True), (written[-1], False), ([10**6, written[0]], False)):
+        monkeypatch.setattr(model.model.generation_config, "eos_token_id", ends)
+        (row,) = answer_questions(model, [question], max_new_tokens=6, progress=False)
+        assert row["is_unfinished"] is unfinished
+
+
 def test_prompts_that_do_not_fit_are_counted_and_room_is_checked():
     model = tiny_language_model("llama")
     long = OpenQuestion("long", "w3 " * (CONTEXT + 1), "1")

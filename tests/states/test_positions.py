@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +13,7 @@ from expertsteer.data import RenderedText
 from expertsteer.errors import DataError, ParameterError
 from expertsteer.models import LanguageModel, find_blocks
 from expertsteer.states import TOKEN_POSITIONS, collect_states
-from expertsteer.states.positions import locate_tokens
+from expertsteer.states.positions import TokenIds, locate_tokens
 from helpers import CONTEXT, BlockOutputs, tiny_language_model, tiny_model, tiny_tokenizer
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6"]
@@ -45,6 +47,20 @@ def _by_hand(tokens, position, row):
     return tokens[:, n_prompt:].mean(dim=1)
 
 
+def test_token_ids_compare_and_hash_as_tuples_do():
+    rng = random.Random(0)
+    # From short to beyond 2 bytes, some the beginnings of others.
+    tuples = [tuple(rng.choices((0, 1, 255, 256, 70_000), k=rng.randint(0, 4))) for _ in range(200)]
+    packed = [TokenIds(ids) for ids in tuples]
+    assert [tuple(ids) for ids in sorted(packed)] == sorted(tuples)
+    assert [tuple(ids) for ids in dict.fromkeys(packed)] == list(dict.fromkeys(tuples))
+    for one, other in itertools.product(tuples[:40], tuples[:40]):
+        assert TokenIds(one).starts_with(TokenIds(other)) == (one[: len(other)] == other)
+    ids = TokenIds([3, 1, 2])
+    assert (len(ids), ids[-1], ids[1:], list(ids)) == (3, 2, TokenIds([1, 2]), [3, 1, 2])
+    assert ids != (3, 1, 2)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("position", TOKEN_POSITIONS)
 def test_states_are_those_of_a_padded_pass_by_hand(position, side):
@@ -59,7 +75,7 @@ def test_a_template_that_wrote_special_tokens_gets_no_second_ones():
     model = tiny_language_model("llama", chat=True)
     text = RenderedText("<user> w1 <eos> <assistant> w2", 27, True)
     spans, _ = locate_tokens(model, [text], "prompt_last")
-    assert model.tokenizer.decode(spans[0].ids) == "<user>w1<eos><assistant>w2"
+    assert model.tokenizer.decode(list(spans[0].ids)) == "<user>w1<eos><assistant>w2"
     assert spans[0].ids[spans[0].start] == model.tokenizer.convert_tokens_to_ids("<assistant>")
 
 
@@ -85,7 +101,7 @@ def test_a_cut_moves_the_answer_along(position):
     model = tiny_language_model("llama")
     text = RenderedText(LONG, LONG.index(" w75"), False)
     span = locate_tokens(model, [text], position)[0][0]
-    words = model.tokenizer.convert_ids_to_tokens(span.ids[span.start : span.end])
+    words = model.tokenizer.convert_ids_to_tokens(list(span.ids[span.start : span.end]))
     expected = {"answer_mean": ["w75", "w76", "w77", "w78", "w79"], "prompt_last": ["w74"]}
     assert words == expected[position]
 
@@ -144,6 +160,6 @@ def test_a_tokenizer_without_offsets_serves_the_last_position_only():
 
     model = LanguageModel(tiny_model("llama"), SlowTokenizer(), "slow")
     text = RenderedText("bcd", 1, False)
-    assert locate_tokens(model, [text]) == ([((1, 2, 3), 2, 3)], 0)
+    assert locate_tokens(model, [text]) == ([(TokenIds([1, 2, 3]), 2, 3)], 0)
     with pytest.raises(DataError, match=r"^Got position='answer_mean', but expected pos.*offsets"):
         locate_tokens(model, [text], "answer_mean")

@@ -52,6 +52,7 @@ def test_what_a_file_says_is_what_is_run(study_file):
         ({"n_train": 2}, "n_train"),
         ({"instructions": {}}, "instructions.*general"),
         ({"targets": []}, "targets"),
+        ({"reference": "rmf"}, "reference.*'rmf'.*expected one of none, random"),
     ],
 )
 def test_a_mistake_names_its_field(study_file, changes, message):

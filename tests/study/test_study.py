@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from expertsteer.data import load_examples
 from expertsteer.errors import DataError, ExpertSteerError
 from expertsteer.evaluation import mean_interval
 from expertsteer.evaluation.judges import ClassifierJudge, VaderJudge
-from expertsteer.study import load_study, run_study
+from expertsteer.study import load_study, measuring, run_study
+from expertsteer.study.frames import average_frame, cell_frame
 from expertsteer.study.measuring import TargetBench
 from expertsteer.study.plain import PlainText
-from expertsteer.study.report import average_frame, cell_frame, load_cells, write_report
+from expertsteer.study.report import load_cells, write_report
 from expertsteer.study.settings import PlainSource
 from expertsteer.study.subjects import Subject, load_benchmark
 from helpers import tiny_language_model
@@ -317,8 +324,144 @@ def test_several_seeds_are_averaged_by_item(study_file, tmp_path, cache):
     study, cells, _ = load_cells(folder)
     (row,) = average_frame(study, cells).to_dict("records")
     assert row["n_benchmarks"] == 2
-    assert row["wins"] + row["losses"] <= 2
+    effects = []
+    for benchmark, field in (("questions", "log_odds"), ("texts", "preference")):
+        by_item: dict[str, list[float]] = {}
+        for seed in (0, 1):
+            before, after = (
+                next(
+                    cell
+                    for cell in cells
+                    if (cell["target"], cell["benchmark"], cell["method"], cell["seed"])
+                    == ("small", benchmark, method, seed)
+                )
+                for method in ("none", "random")
+            )
+            for item, a, b in zip(
+                before["items"], after["test"][field], before["test"][field], strict=True
+            ):
+                by_item.setdefault(item, []).append(a - b)
+        effects.append(np.mean([np.mean(values) for values in by_item.values()]))
+    assert row["effect"] == pytest.approx(np.mean(effects))
     assert len(cell_frame(study, cells)) == 2 * 2 * 3
+
+
+def test_a_cell_depends_on_no_other_arm(study_file, tmp_path, cache):
+    few = {"method": "transferred", "name": "few", "n_beginnings": 24}
+    many = {"method": "transferred", "name": "many", "n_beginnings": 80}
+    alone = run(study_file(methods=["none", few]), tmp_path / "alone", cache)
+    beside = run(study_file(methods=["none", few, many]), tmp_path / "beside", tmp_path / "fresh")
+    by_key = {keys([row])[0]: row for row in beside}
+    for row in alone:
+        other = by_key[keys([row])[0]]
+        assert "error" not in row
+        for field in ("fingerprint", "pairs", "test", "strongest"):
+            assert row.get(field) == other.get(field)
+
+
+def test_information_is_measured_on_what_the_arm_reads(study_file, tmp_path, cache, monkeypatch):
+    sizes = []
+    original = measuring.mutual_information_table
+
+    def counting(expert_states, target_states, *args):
+        sizes.append(len(expert_states))
+        return original(expert_states, target_states, *args)
+
+    monkeypatch.setattr(measuring, "mutual_information_table", counting)
+    methods = [
+        "none",
+        {"method": "transferred", "name": "few", "n_beginnings": 24},
+        {"method": "transferred", "name": "many", "n_beginnings": 80},
+        {"method": "expertsteer", "name": "fewer labels", "n_train": 8},
+        "expertsteer",
+    ]
+    texts = yaml.safe_load(study_file().read_text())["benchmarks"][1:]
+    run(study_file(methods=methods, benchmarks=texts), tmp_path / "out", cache)
+    # 8 and 16 train texts, and the 8 of the validation split.
+    assert sizes == [24, 80, 16, 24]
+
+
+def test_layers_are_chosen_with_the_labels_that_an_arm_has(study_file, tmp_path, cache):
+    folder = tmp_path / "out"
+    methods = [
+        "none",
+        "rfm",
+        "mean_difference",
+        {"method": "rfm", "name": "few", "n_train": 8},
+        {"method": "rfm", "name": "noisy", "label_noise": 0.4},
+    ]
+    texts = yaml.safe_load(study_file().read_text())["benchmarks"][1:]
+    run(study_file(methods=methods, benchmarks=texts), folder, cache)
+    choices = [json.loads(line) for line in (folder / "layers.jsonl").open()]
+    assert len({row["fingerprint"] for row in choices}) == len(choices) == 3
+    effects = [tuple(found["effect"] for found in row["measured"]) for row in choices]
+    assert len(set(effects)) == 3
+    pairs = {row["method"]: row.get("pairs") for row in rows_of(folder)}
+    ranked = {
+        name: row["layers"][0] for name, row in zip(("rfm", "few", "noisy"), choices, strict=True)
+    }
+    assert {name: pairs[name][0][1] for name in ranked} == ranked
+
+
+def test_what_is_cut_or_unfinished_is_counted(study_file, models, tmp_path, cache):
+    long = {"question": " ".join(["w1"] * 90), "choices": ["w2", "w3"], "answer": 0}
+    rows = [
+        long | {"split": split, "id": f"{split} {n}", "answer": n % 2}
+        for split in ("train", "validation", "test")
+        for n in range(16)
+    ]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = tmp_path / "out"
+    benchmarks = [{"name": "long", "data": str(path)}]
+    with pytest.warns(UserWarning, match="longer than|tokens of"):
+        run(study_file(benchmarks=benchmarks, methods=["none", "random"]), folder, cache)
+    assert {row["n_cut"] for row in rows_of(folder)} == {12}
+    write_report(folder)
+    report = (folder / "report.md").read_text()
+    assert "lost their beginning, by method: 12 of long (large), 12 of long (small)" in report
+
+
+def test_a_report_says_what_is_not_measured_yet(study_file, tmp_path, cache, monkeypatch):
+    folder = tmp_path / "out"
+    original = TargetBench.run
+
+    def halting(self, arm, *args):
+        if self.benchmark.settings.name == "texts":
+            raise KeyboardInterrupt
+        return original(self, arm, *args)
+
+    monkeypatch.setattr(TargetBench, "run", halting)
+    with pytest.raises(KeyboardInterrupt):
+        run(study_file(methods=["none", "random", "mean_difference"]), folder, cache)
+    write_report(folder)
+    assert "Not measured: 2 of `small`." in (folder / "report.md").read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
+def test_a_stopped_and_a_killed_process_go_on_with_no_row_twice(study_file, tmp_path, cache):
+    path, folder = study_file(), tmp_path / "out"
+    command = [sys.executable, "-m", "expertsteer", "study", str(path), "--output", str(folder)]
+    command += ["--cache-dir", str(tmp_path / "states")]
+    for stop in (signal.SIGINT, signal.SIGKILL):
+        n_before = len(rows_of(folder)) if folder.exists() else 0
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            while process.poll() is None:
+                if (folder / "cells.jsonl").exists() and len(rows_of(folder)) > n_before:
+                    process.send_signal(stop)
+                    break
+                time.sleep(0.05)
+            _, shown = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)
+        assert b"Traceback" not in shown
+        assert n_before < len(rows_of(folder)) < 16
+    rows = run(path, folder, cache)
+    assert len(set(keys(rows))) == len(rows) == 16
+    written = [row["fingerprint"] for row in rows_of(folder)]
+    assert len(set(written)) == len(written) == 16
 
 
 def test_divergence_as_the_damage(study_file, tmp_path, cache):

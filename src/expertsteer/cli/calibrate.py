@@ -71,7 +71,7 @@ def calibrate(
     strength 0.
     """
     from expertsteer.calibration import calibrate as calibrate_pack
-    from expertsteer.data import load_plain_text
+    from expertsteer.data import load_plain_text, split_sentences
     from expertsteer.models import load_model
     from expertsteer.pack import SteeringPack
 
@@ -86,7 +86,8 @@ def calibrate(
         limit=limit,
         seed=seed,
     )
-    plain = load_plain_text(text)[:n_plain]
+    # The other half is what `evaluate` reports damage on.
+    plain, _ = split_sentences(load_plain_text(text), n_plain)
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)
     result = calibrate_pack(
         load_model(loading.source(target, target_revision)),

@@ -120,7 +120,11 @@ def evaluate(
     text: options.TextFile = None,
     n_plain: Annotated[
         int,
-        typer.Option(min=0, help="Plain texts for perplexity and divergence; 0 leaves them out."),
+        typer.Option(
+            min=0,
+            help="Plain texts for perplexity and divergence, none that `calibrate` reads; 0 "
+            "leaves them out.",
+        ),
     ] = 100,
     kind: options.Kind = options.KindName.auto,
     columns: options.ColumnOption = None,
@@ -158,7 +162,7 @@ def evaluate(
     harness itself asks the questions of its tasks. The folder gets a row an item;
     the same command continues an interrupted run.
     """
-    from expertsteer.data import load_plain_text
+    from expertsteer.data import load_plain_text, split_sentences
     from expertsteer.evaluation import evaluate as evaluate_target
     from expertsteer.evaluation import evaluate_harness_tasks, load_generations, load_task
     from expertsteer.models import load_model
@@ -178,7 +182,8 @@ def evaluate(
         raise ParameterError("Got --strength without a pack, but expected one to steer with.")
     known = SteeringPack.load(pack) if pack else None
     named, serving = options.column_names(columns), options.role_names(roles)
-    plain = load_plain_text(text)[:n_plain] if n_plain else []
+    # Not what `calibrate` sets strengths by.
+    plain = split_sentences(load_plain_text(text), n_plain)[1] if n_plain else []
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)
     model = load_model(loading.source(target, target_revision))
     common: dict[str, Any] = {

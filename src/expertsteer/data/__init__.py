@@ -5,7 +5,13 @@ from expertsteer.data.effect import EffectWords
 from expertsteer.data.examples import LabelledExamples, RenderedText, render
 from expertsteer.data.formats import load_examples
 from expertsteer.data.kinds import KINDS
-from expertsteer.data.plain import load_plain_lines, load_plain_text, sentence_beginnings
+from expertsteer.data.plain import (
+    draw_sentences,
+    load_plain_lines,
+    load_plain_text,
+    sentence_beginnings,
+    split_sentences,
+)
 from expertsteer.data.prompts import load_prompts
 from expertsteer.data.shipped import shipped_file
 from expertsteer.data.splits import SPLITS
@@ -19,6 +25,7 @@ __all__ = [
     "HubSource",
     "LabelledExamples",
     "RenderedText",
+    "draw_sentences",
     "load_examples",
     "load_plain_lines",
     "load_plain_text",
@@ -26,4 +33,5 @@ __all__ = [
     "render",
     "sentence_beginnings",
     "shipped_file",
+    "split_sentences",
 ]

@@ -69,5 +69,8 @@ class EffectWords:
                 raise DataError(f"Got {path} with {name}={items!r}, but expected a list of texts.")
         both = set(values["positive_words"]) & set(values["negative_words"])
         if both:
-            raise DataError(f"Got {path} with {sorted(both)[0]!r} as positive and negative word.")
+            raise DataError(
+                f"Got {path} with {sorted(both)[0]!r} as positive and negative word, but expected "
+                "it in one of the lists. Remove it from the other."
+            )
         return cls(**values)

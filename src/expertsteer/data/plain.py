@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from expertsteer.data.kinds import text_of
@@ -11,7 +12,13 @@ from expertsteer.data.readers import TABLE_SUFFIXES, read_rows, read_text
 from expertsteer.data.shipped import shipped_file
 from expertsteer.errors import DataError, ParameterError
 
-__all__ = ["load_plain_lines", "load_plain_text", "sentence_beginnings"]
+__all__ = [
+    "draw_sentences",
+    "load_plain_lines",
+    "load_plain_text",
+    "sentence_beginnings",
+    "split_sentences",
+]
 
 # An end of sentence: closing punctuation, perhaps a quote, white space, and a capital,
 # quote or digit next. Only the white space is matched, so that the quote stays.
@@ -67,6 +74,61 @@ def load_plain_text(path: str | Path | None = None) -> list[str]:
     if not sentences:
         raise DataError(f"Got {path}, which has headings only, but expected some text.")
     return sentences
+
+
+def draw_sentences(sentences: Sequence[str], n: int) -> list[str]:
+    """Draw sentences from all over a text, since neighbours are of one subject.
+
+    Parameters
+    ----------
+    sentences : sequence of str
+    n : int
+
+    Returns
+    -------
+    list of str
+        Different ones of more than 5 words; the same at every call.
+
+    Raises
+    ------
+    DataError
+        If there are fewer.
+    """
+    whole = _whole(sentences)
+    if len(whole) < n:
+        raise DataError(
+            f"Got plain text with {len(whole)} sentences, but expected {n} or more. Name a longer "
+            "file or choose a smaller n_plain."
+        )
+    return random.Random(0).sample(whole, n)
+
+
+def split_sentences(sentences: Sequence[str], n: int) -> tuple[list[str], list[str]]:
+    """Draw sentences that strengths are set by, and others that damage is reported on.
+
+    Parameters
+    ----------
+    sentences : sequence of str
+    n : int
+        Most of each.
+
+    Returns
+    -------
+    budget, test : list of str
+        No sentence is in both, whatever ``n`` either is drawn with.
+
+    Raises
+    ------
+    DataError
+        If there are not two sentences of more than 5 words.
+    """
+    drawn = draw_sentences(sentences, max(2, len(_whole(sentences))))
+    return drawn[::2][:n], drawn[1::2][:n]
+
+
+def _whole(sentences: Sequence[str]) -> list[str]:
+    # Headings and fragments have little to predict.
+    return list(dict.fromkeys(s for s in sentences if len(s.split()) > 5))
 
 
 def _lines_of_rows(path: Path) -> list[str]:

@@ -10,6 +10,8 @@ from scipy.stats import bootstrap
 __all__ = ["mean_interval", "statistic_interval", "strata_interval"]
 
 _N_RESAMPLES = 2000
+# Of the resamples, so that large test splits need little memory.
+_N_PARTS = 20
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -64,7 +66,10 @@ def statistic_interval(
 
 
 def strata_interval(
-    strata: Sequence[np.ndarray], weights: Sequence[float], seed: int = 0
+    strata: Sequence[np.ndarray],
+    weights: Sequence[float],
+    items: Sequence[Sequence[str]] | None = None,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Return the 95 % percentile-bootstrap interval of a weighted mean of strata's means.
 
@@ -74,6 +79,10 @@ def strata_interval(
         Values by stratum, which are resampled within it.
     weights : sequence of float
         Of the strata.
+    items : sequence of sequences of str, optional
+        What the values of each stratum are of. Strata that have an item in common are drawn
+        together, an item in all of them or in none: such values are not independent. Default:
+        no two values are of one item.
     seed : int, default=0
         Of the 2,000 resamples.
 
@@ -82,11 +91,33 @@ def strata_interval(
     tuple of (float, float)
     """
     rng = np.random.default_rng(seed)
-    means = [
-        values[rng.integers(len(values), size=(_N_RESAMPLES, len(values)))].mean(axis=1)
-        for values in strata
-    ]
+    names = items or [[f"{k} {n}" for n in range(len(part))] for k, part in enumerate(strata)]
+    means = np.empty((len(strata), _N_RESAMPLES))
+    for block in _blocks(names):
+        places = {
+            name: n for n, name in enumerate(dict.fromkeys(n for k in block for n in names[k]))
+        }
+        n = len(places)
+        for part in np.array_split(np.arange(_N_RESAMPLES), _N_PARTS):
+            draws = rng.multinomial(n, np.full(n, 1 / n), size=len(part))
+            for k in block:
+                times = draws[:, [places[name] for name in names[k]]]
+                # Where only some items are shared, a draw may leave a stratum without any: it
+                # does not count.
+                with np.errstate(invalid="ignore"):
+                    means[k, part] = times @ np.asarray(strata[k], float) / times.sum(axis=1)
     return _percentiles(np.average(means, axis=0, weights=weights))
+
+
+def _blocks(names: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Return the strata that have items in common, directly or over others, together."""
+    blocks: list[tuple[set[str], list[int]]] = []
+    for k, of_stratum in enumerate(names):
+        shared = [block for block in blocks if not block[0].isdisjoint(of_stratum)]
+        blocks = [block for block in blocks if block not in shared]
+        merged = set(of_stratum).union(*(block[0] for block in shared))
+        blocks.append((merged, sorted([k, *(n for block in shared for n in block[1])])))
+    return [members for _, members in blocks]
 
 
 def _percentiles(resampled: np.ndarray) -> tuple[float, float]:

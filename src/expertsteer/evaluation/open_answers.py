@@ -241,7 +241,8 @@ def answer_questions(
     -------
     list of dict
         A row a question: ``name``, ``answer``, ``generated``, ``extracted``,
-        ``exact_match``, 0 or 1, and ``is_cut``, whether the prompt lost its beginning.
+        ``exact_match``, 0 or 1, ``is_cut``, whether the prompt lost its beginning, and
+        ``is_unfinished``, whether the answer reached ``max_new_tokens`` before an end.
 
     Notes
     -----
@@ -295,29 +296,37 @@ def _answer(
     is_cut: Sequence[bool],
     max_new_tokens: int,
 ) -> list[dict[str, Any]]:
-    texts = _generate(model, encoded, max_new_tokens)
+    texts, is_finished = _generate(model, encoded, max_new_tokens)
     return [
-        _row(question, text) | {"is_cut": cut}
-        for question, text, cut in zip(questions, texts, is_cut, strict=True)
+        _row(question, text) | {"is_cut": cut, "is_unfinished": not finished}
+        for question, text, cut, finished in zip(questions, texts, is_cut, is_finished, strict=True)
     ]
 
 
 def _generate(
     model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
-) -> list[str]:
-    stop = StoppingCriteriaList([_NextQuestion(model, max(map(len, prompts)))])
+) -> tuple[list[str], list[bool]]:
+    """Return the answers, and whether each came to an end."""
+    ends = _Ends(model, max(map(len, prompts)), len(prompts))
     texts = continue_prompts(
-        model, prompts, max_new_tokens, do_sample=False, stopping_criteria=stop
+        model,
+        prompts,
+        max_new_tokens,
+        do_sample=False,
+        stopping_criteria=StoppingCriteriaList([ends]),
     )
-    return [text.partition(_NEXT_QUESTION)[0] for text in texts]
+    return [text.partition(_NEXT_QUESTION)[0] for text in texts], ends.reached
 
 
-class _NextQuestion(StoppingCriteria):
-    """Ends an answer where the model goes on to a question of its own."""
+class _Ends(StoppingCriteria):
+    """Ends an answer where the model goes on to a question of its own; knows what has ended."""
 
-    def __init__(self, model: LanguageModel, n_prompt: int) -> None:
+    def __init__(self, model: LanguageModel, n_prompt: int, n_answers: int) -> None:
         self.tokenizer = model.tokenizer
         self.n_prompt = n_prompt
+        ids = model.model.generation_config.eos_token_id
+        self.eos = {ids} if isinstance(ids, int) else set(ids or ())
+        self.reached = [False] * n_answers
 
     def __call__(
         self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any
@@ -326,6 +335,11 @@ class _NextQuestion(StoppingCriteria):
         newest = max(self.n_prompt, input_ids.shape[1] - len(_NEXT_QUESTION))
         texts = self.tokenizer.batch_decode(input_ids[:, newest:])
         ended = [_NEXT_QUESTION in text for text in texts]
+        last = input_ids[:, -1].tolist()
+        self.reached = [
+            before or found or token in self.eos
+            for before, found, token in zip(self.reached, ended, last, strict=True)
+        ]
         return cast(torch.BoolTensor, torch.tensor(ended, device=input_ids.device))
 
 

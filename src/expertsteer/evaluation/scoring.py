@@ -106,7 +106,10 @@ def encode_request(
     for answer in answers:
         tokens = model.tokenizer(stripped + answer, **special)["input_ids"][len(context) :]
         if not tokens:
-            raise DataError(f"Got the answer {answer!r} without a token of its own after a prompt.")
+            raise DataError(
+                f"Got the answer {answer!r} without a token of its own after a prompt, but "
+                "expected one or more. Mend or remove the row."
+            )
         continuations.append(tuple(tokens))
     # The newest token is predicted and never read.
     room = model.context_length - max(map(len, continuations)) + 1

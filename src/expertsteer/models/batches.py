@@ -86,7 +86,7 @@ def padded(
     mask = torch.zeros_like(batch)
     for place, row in enumerate(ids):
         real = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
-        batch[place, real] = torch.tensor(row)
+        batch[place, real] = torch.tensor(list(row))
         mask[place, real] = 1
     return to_device(batch, model.device), to_device(mask, model.device)
 

@@ -2,22 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from functools import total_ordering
+from typing import NamedTuple, overload
+
+import numpy as np
 
 from expertsteer.data import RenderedText
 from expertsteer.errors import DataError, ParameterError
 from expertsteer.models import LanguageModel
 
-__all__ = ["TOKEN_POSITIONS", "TokenSpan", "locate_tokens"]
+__all__ = ["TOKEN_POSITIONS", "TokenIds", "TokenSpan", "locate_tokens"]
 
 TOKEN_POSITIONS = ("last", "answer_mean", "prompt_last")
+
+
+# Big-endian, so that bytes have the order of the ids they hold.
+_PACKED = np.dtype(">u4")
+
+
+@total_ordering
+class TokenIds(Sequence[int]):
+    """A text's token ids, which compare and hash as a tuple of them does.
+
+    In 4 bytes an id, where a tuple of integers takes 40: those of all texts are held while
+    states are collected.
+
+    Parameters
+    ----------
+    ids : sequence of int
+        From 0 to 2**32 - 1.
+    """
+
+    __slots__ = ("_packed",)
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self._packed = np.asarray(ids, dtype=_PACKED).tobytes()
+
+    def __len__(self) -> int:
+        return len(self._packed) // _PACKED.itemsize
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._values().tolist())
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> TokenIds: ...
+    def __getitem__(self, index: int | slice) -> int | TokenIds:
+        found = self._values()[index]
+        return TokenIds(found.tolist()) if isinstance(index, slice) else int(found)
+
+    def __eq__(self, other: object) -> bool:
+        return self._packed == other._packed if isinstance(other, TokenIds) else NotImplemented
+
+    def __lt__(self, other: TokenIds) -> bool:
+        return self._packed < other._packed
+
+    def __hash__(self) -> int:
+        return hash(self._packed)
+
+    def __repr__(self) -> str:
+        return f"TokenIds({list(self)})"
+
+    def starts_with(self, beginning: TokenIds) -> bool:
+        """Return whether these ids begin with some others."""
+        return self._packed.startswith(beginning._packed)
+
+    def _values(self) -> np.ndarray:
+        return np.frombuffer(self._packed, dtype=_PACKED)
 
 
 class TokenSpan(NamedTuple):
     """A tokenised text and the tokens ``[start, end)`` whose states are averaged."""
 
-    ids: tuple[int, ...]
+    ids: TokenIds
     start: int
     end: int
 
@@ -99,5 +158,5 @@ def locate_tokens(
             # The first token stays where it is.
             if end > 1:
                 start, end = max(start - lost, 1), end - lost
-        spans.append(TokenSpan(tuple(ids), start, end))
+        spans.append(TokenSpan(TokenIds(ids), start, end))
     return spans, n_cut

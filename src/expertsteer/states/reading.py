@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from expertsteer.data import RenderedText
 from expertsteer.models import LanguageModel, block_output
 from expertsteer.models.batches import HostCopy, is_full, padded, position_ids, to_device
-from expertsteer.states.positions import TokenSpan
+from expertsteer.states.positions import TokenIds, TokenSpan
 
 __all__ = [
     "Batch",
@@ -31,19 +31,19 @@ _SHORTEST_PROMPT = 8
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PromptGroup:
     """Texts that begin with the same tokens, none of them wanted.
 
     Attributes
     ----------
-    prompt : tuple of int
+    prompt : TokenIds
         The shared tokens.
     spans : tuple of TokenSpan
         The whole texts.
     """
 
-    prompt: tuple[int, ...]
+    prompt: TokenIds
     spans: tuple[TokenSpan, ...]
 
     @property
@@ -52,19 +52,19 @@ class PromptGroup:
         return len(self.prompt) + sum(len(s.ids) - len(self.prompt) for s in self.spans)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TextGroup:
     """A text, and those that are beginnings of it: what follows a token never changes its state.
 
     Attributes
     ----------
-    ids : tuple of int
+    ids : TokenIds
         The longest one's tokens.
     spans : tuple of TokenSpan
         All of them.
     """
 
-    ids: tuple[int, ...]
+    ids: TokenIds
     spans: tuple[TokenSpan, ...]
 
     @property
@@ -73,7 +73,7 @@ class TextGroup:
         return len(self.ids)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Texts that pass through the model together.
 
@@ -162,18 +162,18 @@ def text_groups(spans: Sequence[TokenSpan]) -> list[TextGroup]:
     """
     if any(span.end - span.start > 1 for span in spans):
         return [TextGroup(span.ids, (span,)) for span in spans]
-    members: dict[tuple[int, ...], list[TokenSpan]] = {}
-    longest: tuple[int, ...] = ()
+    members: dict[TokenIds, list[TokenSpan]] = {}
+    longest = TokenIds(())
     # In the order of their tokens, a text stands right before those it is the beginning of.
     for span in sorted(spans, reverse=True):
-        if longest[: len(span.ids)] != span.ids:
+        if not longest.starts_with(span.ids):
             longest = span.ids
         members.setdefault(longest, []).append(span)
     ordered = [span.ids for span in spans if span.ids in members]
     return [TextGroup(ids, tuple(members[ids])) for ids in dict.fromkeys(ordered)]
 
 
-def _common_beginning(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+def _common_beginning(sequences: Sequence[TokenIds]) -> TokenIds:
     # What the first and the last in order share, all share.
     first, last = min(sequences), max(sequences)
     same = (a == b for a, b in zip(first, last, strict=False))

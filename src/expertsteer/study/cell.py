@@ -54,8 +54,10 @@ class Cell:
             self.arm.model_dump(mode="json", exclude={"name", "expert"}, exclude_defaults=True)
             | {"aligner": self.arm.aligner_name},
         ]
+        # With defaults: what the default alignment and machine are decides these cells.
+        if self.arm.needs_expert:
+            settings.append(self.arm.steer().aligner.get_params())
         if self.arm.uses_rfm:
-            # With defaults: what the default machine is decides these cells.
             settings.append(self.arm.steer().direction.get_params())
         if self.arm.method == "prompt":
             settings.append(self.benchmark.instruction)

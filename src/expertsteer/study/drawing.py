@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import warnings
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def draw_examples(
     Raises
     ------
     DataError
-        If a split is empty or too small.
+        If a split is empty. One that is smaller than asked for is taken whole, with a warning.
     """
     rows_of: dict[str, list[int]] = {}
     groups: dict[str, dict[str, None]] = {}
@@ -60,6 +61,13 @@ def draw_examples(
         "validation": drawn["validation"][:n_validation],
         "test": drawn["test"][:n_test],
     }
+    for split, n in (("train", n_train), ("validation", n_validation), ("test", n_test)):
+        if n is not None and len(chosen[split]) < n:
+            warnings.warn(
+                f"Got {len(chosen[split])} questions or texts in the split {split!r} of "
+                f"{examples.source}, but the study asks for {n}; it takes those.",
+                stacklevel=2,
+            )
     order = [row for names in chosen.values() for name in names for row in rows_of[name]]
     splits = tuple(
         split for split, names in chosen.items() for name in names for _ in rows_of[name]

@@ -1,4 +1,4 @@
-"""How long a study takes: tokens to read, times what a token costs on this machine."""
+"""How long a study takes: tokens to read, times what one costs on this machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from expertsteer.fine_tuning import DEFAULT_EPOCHS
 from expertsteer.models import load_model
 from expertsteer.models.batches import padded
 from expertsteer.study.cell import Cell
@@ -18,12 +19,45 @@ __all__ = ["estimate_seconds", "n_tokens"]
 # English in today's vocabularies.
 _CHARACTERS_A_TOKEN = 4
 # Readings of the budget's plain text until the strength is found, and one of the test's.
-_READINGS_OF_PLAIN_TEXT = 4
+_READINGS_OF_PLAIN_TEXT = 6
+# What a token that is written costs in tokens that are read, and one that is trained on.
+_WRITTEN, _TRAINED = 10, 3
 _PROBE = "The committee met on Tuesday to discuss the plans for the new library and its garden. "
 
 
 def n_tokens(study: StudySettings, cell: Cell) -> int:
-    """Return about how many tokens a cell's target reads or writes."""
+    """Return about how much a cell's target has to do, in tokens to read."""
+    characters = _characters(cell)
+    settings, words = cell.benchmark.settings, cell.benchmark.words
+    test = characters["test"] // _CHARACTERS_A_TOKEN
+    n_written = 0
+    if cell.benchmark.judge is not None and words is not None:
+        n_written = len(words.prompts) // 2
+    elif settings.open:
+        groups, splits = cell.benchmark.examples.groups, cell.benchmark.examples.splits
+        n_written = len({g for g, s in zip(groups, splits, strict=True) if s == "test"})
+    test += _WRITTEN * n_written * settings.max_new_tokens
+    if cell.arm.method == "none":
+        return test
+    if cell.arm.method == "prompt":
+        return test + characters["validation"] // _CHARACTERS_A_TOKEN
+    if cell.arm.method == "lora":
+        trained = _TRAINED * DEFAULT_EPOCHS * characters["train"]
+        return test + (trained + characters["validation"]) // _CHARACTERS_A_TOKEN
+    return test + _n_tokens_of_search(study, cell, cell.arm.strength_shares)
+
+
+def _n_tokens_of_search(
+    study: StudySettings, cell: Cell, shares: tuple[float, ...] | None = (1.0,)
+) -> int:
+    """Return the tokens that are read until a vector's strength is found."""
+    validation = len(shares or study.strength_shares) * _characters(cell)["validation"]
+    plain = _READINGS_OF_PLAIN_TEXT * study.n_plain * len(_PROBE)
+    return (validation + plain) // _CHARACTERS_A_TOKEN
+
+
+def _characters(cell: Cell) -> dict[str, int]:
+    """Return the characters to read by split."""
     examples = cell.benchmark.examples
     characters: dict[str, int] = dict.fromkeys(("train", "validation", "test"), 0)
     seen: set[str] = set()
@@ -36,20 +70,18 @@ def n_tokens(study: StudySettings, cell: Cell) -> int:
     words = cell.benchmark.words
     if words is not None:
         characters["validation"] = characters["test"] = sum(map(len, words.prompts)) // 2
-    test = characters["test"] // _CHARACTERS_A_TOKEN
-    if cell.benchmark.judge is not None and words is not None:
-        test += len(words.prompts) // 2 * cell.benchmark.settings.max_new_tokens
-    if cell.benchmark.settings.open:
-        n_questions = len(
-            {g for g, s in zip(examples.groups, examples.splits, strict=True) if s == "test"}
-        )
-        test += n_questions * cell.benchmark.settings.max_new_tokens
-    if cell.arm.method == "none":
-        return test
-    shares = cell.arm.strength_shares or study.strength_shares
-    validation = len(shares) * characters["validation"] // _CHARACTERS_A_TOKEN
-    plain = _READINGS_OF_PLAIN_TEXT * study.n_plain * len(_PROBE) // _CHARACTERS_A_TOKEN
-    return test + validation + plain
+    return characters
+
+
+def _n_tokens_of_choices(study: StudySettings, cells: Sequence[Cell]) -> int:
+    """Return the tokens that are read until the target layers of some cells are chosen."""
+    choices = {
+        (cell.benchmark, cell.arm.n_train, cell.arm.label_noise): cell
+        for cell in cells
+        if cell.arm.is_vector
+    }
+    n_layers = len(study.layer_depths)
+    return n_layers * sum(_n_tokens_of_search(study, cell) for cell in choices.values())
 
 
 def estimate_seconds(
@@ -74,7 +106,8 @@ def estimate_seconds(
     """
     total = 0.0
     for settings in {cell.target.name: cell.target for cell in left}.values():
-        wanted = sum(n_tokens(study, cell) for cell in left if cell.target == settings)
+        own = [cell for cell in left if cell.target == settings]
+        wanted = sum(n_tokens(study, cell) for cell in own) + _n_tokens_of_choices(study, own)
         known = [
             row["total_seconds"] / row["n_tokens"]
             for row in rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from expertsteer.plots import save_figure
 from expertsteer.study.settings import ArmSettings, StudySettings
 
-__all__ = ["Frame", "draw_figures", "labels_of"]
+__all__ = ["Frame", "draw_figures", "labels_of", "transfer_shares"]
 
 # pandas comes without types.
 Frame: TypeAlias = Any
@@ -192,6 +193,30 @@ def _kind(arm: ArmSettings, sweep: str) -> str:
     return ", ".join([arm.method, *(f"{name} {value}" for name, value in settings.items())])
 
 
+def transfer_shares(frame: Frame, method: str, own: str, by: Sequence[str] = ()) -> Frame:
+    """Return a method's effect over that of an own vector, by expert and target.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        See `cell_frame`.
+    method, own : str
+    by : sequence of str, optional
+        Further columns to tell apart, such as "benchmark".
+
+    Returns
+    -------
+    Series
+        Of the effects summed over benchmarks (and seeds), so that one whose own effect is
+        small does not decide it.
+    """
+    place = ["target", "benchmark", "seed"]
+    below = frame[frame["method"] == own].set_index(place)["effect"].rename("own")
+    both = frame[frame["method"] == method].join(below, on=place, how="inner")
+    sums = both.groupby(["expert", "target", *by], sort=False)[["effect", "own"]].sum()
+    return sums["effect"] / sums["own"]
+
+
 def _transfer(study: StudySettings, frame: Frame) -> Figure:
     """Draw, for every expert and target, the effect as a share of the target's own vector's."""
     arms = {arm.name: arm.method for arm in study.methods}
@@ -199,8 +224,7 @@ def _transfer(study: StudySettings, frame: Frame) -> Figure:
     methods = list(dict.fromkeys(steered["method"]))
     experts = list(dict.fromkeys(steered["expert"]))
     targets = list(dict.fromkeys(steered["target"]))
-    own = frame[frame["method"].map(arms) == "rfm"]
-    own = own.groupby(["target", "benchmark"])["effect"].mean()
+    own = next(name for name, method in arms.items() if method == "rfm")
     figure = Figure(
         figsize=(1.5 + (1.2 + 0.9 * len(targets)) * len(methods), 2.2 + 0.6 * len(experts)),
         layout="constrained",
@@ -208,10 +232,8 @@ def _transfer(study: StudySettings, frame: Frame) -> Figure:
     panels = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
     image: Any = None
     for axes, method in zip(panels, methods, strict=True):
-        # A ratio a benchmark, since benchmarks have no common scale.
-        effects = steered[steered["method"] == method].groupby(["expert", "target", "benchmark"])
-        ratios = effects["effect"].mean().div(own, axis=0).groupby(["expert", "target"]).mean()
-        shares = ratios.unstack("target").reindex(index=experts, columns=targets).to_numpy(float)
+        shares = transfer_shares(frame, method, own)
+        shares = shares.unstack("target").reindex(index=experts, columns=targets).to_numpy(float)
         image = axes.imshow(shares, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
         for (y, x), value in np.ndenumerate(shares):
             if not np.isnan(value):

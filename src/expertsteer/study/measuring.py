@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from expertsteer.states import States
 from expertsteer.study.drawing import first_questions, with_label_noise
 from expertsteer.study.plain import PlainText
 from expertsteer.study.settings import ArmSettings, ModelSettings, PlainSource, StudySettings
-from expertsteer.study.subjects import Benchmark, Subject, collect_corpus, instructed
+from expertsteer.study.subjects import Benchmark, Measured, Subject, collect_corpus, instructed
 
 __all__ = ["TargetBench", "measure_unsteered"]
 
@@ -79,7 +79,6 @@ class TargetBench:
         self.states = lru_cache(maxsize=8)(self._states)
         self.plain_states = lru_cache(maxsize=8)(self._plain_states)
         self.lower_blocks = LowerBlocks(model)
-        self.ranked_layers: list[int] = []
         self.undamaged = study.undamaged
 
     # States ---------------------------------------------------------------------------
@@ -100,24 +99,31 @@ class TargetBench:
         """Return the mutual information of two models' layers, on what an arm may read."""
         # No labelled text of the target's may decide what a transferred vector is made of.
         plain = arm.method == "transferred"
-        key = (expert, arm.estimator, plain, arm.plain_source if plain else arm.position)
+        read = (arm.plain_source, self._n_beginnings(arm)) if plain else (arm.position, arm.n_train)
+        key = (expert, arm.estimator, *read)
         if key not in self.tables:
-            both = (expert, self.target.name)
             if plain:
-                states = [self.plain_states(name, arm.plain_source) for name in both]
+                states = self._paired_plain_states(arm, self.models[expert])
             else:
-                states = [self.states(name, arm.position) for name in both]
+                _, rows = self._examples(arm)
+                both = (expert, self.target.name)
+                states = [self.states(name, arm.position).rows(rows) for name in both]
             table = mutual_information_table(states[0].values, states[1].values, arm.estimator)
             self.tables[key] = torch.as_tensor(table)
         return self.tables[key]
 
     # Layers ---------------------------------------------------------------------------
 
-    def choose_layers(self) -> dict[str, Any]:
+    def choose_layers(self, own: ArmSettings) -> dict[str, Any]:
         """Rank target layers by the validation effect of the target's own mean difference.
 
-        All arms share the choice, so that they differ in their vectors alone; that the
-        own vector makes it favours the own-vector methods if any.
+        All arms that read the same examples share the choice, so that they differ in their
+        vectors alone; that the own vector makes it favours the own-vector methods if any.
+
+        Parameters
+        ----------
+        own : ArmSettings
+            "mean_difference" of the examples that the arms read.
 
         Returns
         -------
@@ -125,7 +131,6 @@ class TargetBench:
             ``layers`` (best first), and what was measured of each.
         """
         layers = sorted({self._layer_at(depth) for depth in self.study.layer_depths})
-        own = ArmSettings(method="mean_difference")
         vectors = method_vectors("mean_difference", self.material(own, None, _own_pairs(layers)))
         found = []
         for layer in layers:
@@ -141,10 +146,12 @@ class TargetBench:
     def _layer_at(self, depth: float) -> int:
         return round(depth * (len(self.model.blocks) - 1))
 
-    def pairs(self, arm: ArmSettings, expert: ModelSettings | None) -> Pairs:
+    def pairs(
+        self, arm: ArmSettings, expert: ModelSettings | None, ranked_layers: Sequence[int]
+    ) -> Pairs:
         """Return the layer pairs of an arm."""
         if arm.strategy == "validated":
-            layers = self.ranked_layers[: arm.n_pairs]
+            layers = list(ranked_layers[: arm.n_pairs])
             if arm.layer_depth is not None:
                 layers = [self._layer_at(arm.layer_depth)]
             if expert is None:
@@ -192,12 +199,15 @@ class TargetBench:
     def _paired_plain_states(
         self, arm: ArmSettings, expert: ModelSettings
     ) -> tuple[States, States]:
-        rows = torch.arange(arm.n_beginnings or self.study.n_beginnings)
+        rows = torch.arange(self._n_beginnings(arm))
         expert_states, target_states = (
             self.plain_states(model.name, arm.plain_source).rows(rows)
             for model in (expert, self.target)
         )
         return expert_states, target_states
+
+    def _n_beginnings(self, arm: ArmSettings) -> int:
+        return arm.n_beginnings or self.study.n_beginnings
 
     def _pack(self, vectors: dict[int, torch.Tensor], arm: ArmSettings) -> SteeringPack:
         states = self.states(self.target.name, arm.position)
@@ -232,13 +242,21 @@ class TargetBench:
 
     # Cells ----------------------------------------------------------------------------
 
-    def run(self, arm: ArmSettings, expert: ModelSettings | None, adapter: Path) -> dict[str, Any]:
+    def run(
+        self,
+        arm: ArmSettings,
+        expert: ModelSettings | None,
+        ranked_layers: Sequence[int],
+        adapter: Path,
+    ) -> dict[str, Any]:
         """Fit, tune and measure one arm.
 
         Parameters
         ----------
         arm : ArmSettings
         expert : ModelSettings or None
+        ranked_layers : sequence of int
+            The target's, best first, as `choose_layers` ranks them.
         adapter : Path
             Folder for what "lora" trains.
 
@@ -252,7 +270,7 @@ class TargetBench:
         if arm.method == "lora":
             return self._run_lora(arm, adapter)
         # What arms share, states and tables, is read before the clock starts.
-        pairs = self.pairs(arm, expert)
+        pairs = self.pairs(arm, expert, ranked_layers)
         if arm.uses_plain_text and expert is not None:
             self._paired_plain_states(arm, expert)
         started = seconds_of_work(self.model)
@@ -284,7 +302,7 @@ class TargetBench:
         positions = self._positions(arm)
         steering = pack.apply(self.model, strength, positions) if strength else None
         skipped = self.lower_blocks.seconds_skipped
-        cell["test"] = self._measure(steering)
+        cell |= self._measure(steering).to_dict()
         scored = seconds_of_work(self.model)
         # A user reads a question once, with all its blocks.
         skipped = self.lower_blocks.seconds_skipped - skipped
@@ -303,7 +321,7 @@ class TargetBench:
 
     def _measure(
         self, steering: AbstractContextManager[Any] | None, instruction: str = ""
-    ) -> dict[str, list[float]]:
+    ) -> Measured:
         steering = steering or nullcontext()
         with self.lower_blocks.skipped(steering), steering:
             return self.subject.measure(instruction)
@@ -316,11 +334,9 @@ class TargetBench:
         test = self._measure(None, instruction)
         seconds = {"fit": 0.0, "test": round(seconds_of_work(self.model) - started, 2)}
         # An instruction stands before questions only: plain text is read as ever.
-        return _whole_effect(effect) | {
-            "test": test,
-            "damage": self.undamaged,
-            "seconds": seconds,
-        }
+        return (
+            _whole_effect(effect) | test.to_dict() | {"damage": self.undamaged, "seconds": seconds}
+        )
 
     def _run_lora(self, arm: ArmSettings, adapter: Path) -> dict[str, Any]:
         from expertsteer.fine_tuning import ADAPTER_RECORD, adapted, fine_tune
@@ -338,12 +354,12 @@ class TargetBench:
             "test": round(seconds_of_work(self.model) - searched, 2),
         }
         damage = self.damage_on_test(_Adapted(self.model, folder))
-        return _whole_effect(effect) | {
-            "n_train": len(set(examples.split("train").groups)),
-            "test": test,
-            "damage": round(damage, 5),
-            "seconds": seconds,
-        }
+        return (
+            _whole_effect(effect)
+            | {"n_train": len(set(examples.split("train").groups))}
+            | test.to_dict()
+            | {"damage": round(damage, 5), "seconds": seconds}
+        )
 
 
 class _Adapted:
@@ -364,12 +380,16 @@ class _Adapted:
 
 
 def measure_unsteered(subject: Subject, undamaged: float) -> dict[str, Any]:
-    """Return the cell of a model as it is."""
+    """Return the cell of a model as it is, with what the questions are."""
     started = seconds_of_work(subject.model)
     test = subject.measure()
     seconds = {"fit": 0.0, "test": round(seconds_of_work(subject.model) - started, 2)}
-    names = [question.name for question in subject.test[0].questions]
-    return {"items": names, "test": test, "damage": undamaged, "seconds": seconds}
+    about = {
+        "items": [question.name for question in subject.test[0].questions],
+        "asked": subject.asked(),
+        "n_tokens_test": subject.n_tokens_test(),
+    }
+    return about | test.to_dict() | {"damage": undamaged, "seconds": seconds}
 
 
 def _own_pairs(layers: list[int]) -> Pairs:

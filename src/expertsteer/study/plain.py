@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from dataclasses import dataclass
 
-from expertsteer.data import load_plain_text, sentence_beginnings
-from expertsteer.errors import DataError
+from expertsteer.data import draw_sentences, load_plain_text, sentence_beginnings
 from expertsteer.study.settings import PlainSource, StudySettings
 
 __all__ = ["PlainText"]
@@ -41,10 +39,10 @@ class PlainText:
         """
         sentences = load_plain_text(study.plain_text)
         if study.plain_text_test:
-            budget = _drawn(sentences, study.n_plain)
-            test = _drawn(load_plain_text(study.plain_text_test), study.n_plain)
+            budget = draw_sentences(sentences, study.n_plain)
+            test = draw_sentences(load_plain_text(study.plain_text_test), study.n_plain)
         else:
-            both = _drawn(sentences, 2 * study.n_plain)
+            both = draw_sentences(sentences, 2 * study.n_plain)
             budget, test = both[::2], both[1::2]
         # What damage is reported on is fitted on by no alignment.
         taken = {*budget, *test}
@@ -65,15 +63,3 @@ class PlainText:
         beginnings = self.beginnings[source][:n_beginnings] if n_beginnings else []
         read = [*self.budget, "", *self.test, *beginnings]
         return hashlib.sha256("\n".join(read).encode()).hexdigest()[:16]
-
-
-def _drawn(sentences: list[str], n: int) -> list[str]:
-    """Return sentences from all over a text: neighbours are of one subject."""
-    # Headings and fragments have little to predict.
-    whole = list(dict.fromkeys(s for s in sentences if len(s.split()) > 5))
-    if len(whole) < n:
-        raise DataError(
-            f"Got plain text with {len(whole)} sentences, but expected {n} or more. Name a longer "
-            "file or choose a smaller n_plain."
-        )
-    return random.Random(0).sample(whole, n)

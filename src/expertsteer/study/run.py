@@ -27,9 +27,6 @@ from expertsteer.study.subjects import Benchmark, Subject, collect_corpus
 
 __all__ = ["run_study"]
 
-# Makes the choice of target layers, which is kept like a cell so that it is made once.
-_CHOOSING = ArmSettings(method="mean_difference", name="layers")
-
 
 def run_study(
     study: StudySettings,
@@ -190,12 +187,7 @@ class _Run:
                         self.rows,
                     )
                     continue
-                adapter = self.folder / "adapters" / cell.fingerprint(self.study)
-                self._keep(
-                    cell,
-                    lambda b=bench, c=cell, d=adapter: b.value.run(c.arm, c.expert, d),
-                    self.rows,
-                )
+                self._keep(cell, lambda b=bench, c=cell: self._measured(b.value, c), self.rows)
 
     def _bench(
         self,
@@ -204,15 +196,30 @@ class _Run:
         benchmark: Benchmark,
         meters: Sequence[Any],
     ) -> TargetBench:
-        bench = TargetBench(
+        return TargetBench(
             self.study, settings, model, benchmark, self.plain, self.cache_dir, *meters
         )
-        choice = Cell(settings, benchmark, _CHOOSING, None, self.plain)
-        found = self._keep(choice, bench.choose_layers, self.choices)
+
+    def _measured(self, bench: TargetBench, cell: Cell) -> dict[str, Any]:
+        adapter = self.folder / "adapters" / cell.fingerprint(self.study)
+        return bench.run(cell.arm, cell.expert, self._ranked_layers(bench, cell), adapter)
+
+    def _ranked_layers(self, bench: TargetBench, cell: Cell) -> list[int]:
+        """Return the target's layers as ranked on what the cell's arm may read of the labels."""
+        if not cell.arm.is_vector:
+            return []
+        # Kept like a cell, so that the choice is made once.
+        own = ArmSettings(
+            method="mean_difference",
+            name="layers",
+            n_train=cell.arm.n_train,
+            label_noise=cell.arm.label_noise,
+        )
+        choice = Cell(cell.target, cell.benchmark, own, None, cell.plain)
+        found = self._keep(choice, lambda: bench.choose_layers(own), self.choices)
         if "error" in found:
             raise DataError(found["error"])
-        bench.ranked_layers = found["layers"]
-        return bench
+        return found["layers"]
 
     def _keep(
         self, cell: Cell, measure: Callable[[], dict[str, Any]], file: RowFile

@@ -391,6 +391,8 @@ class StudySettings(_Settings):
         By domain, for benchmarks without one of their own.
     sweep : str, optional
         A field of the methods whose values are the x axis of a picture.
+    reference : str, optional
+        A method that tables compare all others with, item by item.
     """
 
     name: str
@@ -416,6 +418,7 @@ class StudySettings(_Settings):
         str | None,
         _one_of((None, *_SWEPT)),  # type: ignore[arg-type]
     ] = None
+    reference: str | None = None
 
     @model_validator(mode="after")
     def _fitting_together(self) -> Self:
@@ -424,6 +427,11 @@ class StudySettings(_Settings):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{field}: got {twice[0]!r} twice; give one another name")
+        names = [arm.name for arm in self.methods]
+        if self.reference not in {None, *names}:
+            raise ValueError(
+                f"reference: got {self.reference!r}, but expected one of {', '.join(names)}"
+            )
         known = {model.name: model for model in self.experts}
         for model in self.targets:
             if known.get(model.name, model) != model:
@@ -482,7 +490,7 @@ def _made(kind: type[Any], options: dict[str, Any]) -> Any:
     for name in options:
         if name not in known:
             raise ParameterError(
-                f"Got the option {name!r}, but {kind.__name__} takes "
+                f"Got the option {name!r}, but expected of {kind.__name__} "
                 f"{', '.join(known) or 'no options'}."
             )
     made = kind(**options)
@@ -539,4 +547,10 @@ def _explain(error: ValidationError) -> str:
         return f"{reason}."
     if first["type"] == "missing":
         return f"got no {place}, but expected one."
-    return f"got {place}={first['input']!r}: {reason[0].lower()}{reason[1:]}."
+    # pydantic says "Input should be", our own checks say "expected".
+    expected = reason.removeprefix("Input should be ").removeprefix("expected ")
+    if first["type"] == "too_short":
+        expected = "at least one of them"
+    if expected == reason:
+        return f"got {place}={first['input']!r}: {reason[0].lower()}{reason[1:]}."
+    return f"got {place}={first['input']!r}, but expected {expected}. Change the field."

@@ -8,14 +8,14 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from expertsteer.calibration import validation_task
 from expertsteer.data import EffectWords, LabelledExamples, load_examples, shipped_file
 from expertsteer.errors import DataError, ParameterError
 from expertsteer.evaluation.generations import GenerationTask, OpenPrompt
 from expertsteer.evaluation.judges import ClassifierJudge, Judge, load_judge
-from expertsteer.evaluation.labelled_texts import TextTask, labelled_texts_of
+from expertsteer.evaluation.labelled_texts import LabelledText, TextTask, labelled_texts_of
 from expertsteer.evaluation.multiple_choice import ChoiceTask, is_questions, questions_of
 from expertsteer.evaluation.open_answers import OpenQuestion, OpenTask, load_open_questions
 from expertsteer.evaluation.word_odds import WordTask
@@ -145,6 +145,28 @@ def _require_independent(
         )
 
 
+class Measured(NamedTuple):
+    """What the test questions of a benchmark gave.
+
+    Attributes
+    ----------
+    values : dict of str to list of float
+        Every metric, item by item in the task's order.
+    n_cut : int
+        Questions that lost their beginning, since they are longer than the model's window.
+    n_unfinished : int
+        Answers in words that reached the most tokens before they ended.
+    """
+
+    values: dict[str, list[float]]
+    n_cut: int
+    n_unfinished: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the part of a cell that this is."""
+        return {"test": self.values, "n_cut": self.n_cut, "n_unfinished": self.n_unfinished}
+
+
 class Subject:
     """A model in front of a benchmark.
 
@@ -218,20 +240,48 @@ class Subject:
         whole = WordTask.from_words(self.benchmark.words)
         return dataclasses.replace(whole, questions=whole.questions[part::2])
 
-    def measure(self, instruction: str = "") -> dict[str, list[float]]:
-        """Return every metric of the test questions, item by item in the task's order."""
+    def measure(self, instruction: str = "") -> Measured:
+        """Ask the test questions, behind an instruction if there is one."""
         found: dict[str, list[float]] = {}
+        cut: set[str] = set()
+        n_unfinished = 0
         for task in self.test:
             asked = instructed(task, instruction) if instruction else task
             rows: list[dict[str, Any]] = []
             asked.score(self.model, asked.questions, rows.extend, False)
             by_name = {row["name"]: row for row in rows}
+            cut.update(row["name"] for row in rows if row.get("is_cut"))
+            n_unfinished += sum(bool(row.get("is_unfinished")) for row in rows)
             for metric in asked.metrics:
                 values = [float(by_name[question.name][metric]) for question in asked.questions]
                 # Judges go by many names, and tables by one.
                 is_judge = self.benchmark.judge is not None and metric == self.benchmark.judge.name
                 found["judged" if is_judge else metric] = [round(value, 5) for value in values]
-        return found
+        return Measured(found, len(cut), n_unfinished)
+
+    def asked(self) -> list[str]:
+        """Return a hash of what every test item asks: items of several benchmarks may be one."""
+        return [
+            hashlib.sha256(_text_of(question).encode()).hexdigest()[:12]
+            for question in self.test[0].questions
+        ]
+
+    def n_tokens_test(self) -> int | None:
+        """Return the tokens of the test questions; None where some are answered in words."""
+        (task, *others) = self.test
+        if others:
+            return None
+        texts = [
+            text
+            for question in task.questions
+            for text in (_text_of(question), *getattr(question, "answers", ()))
+        ]
+        return sum(map(len, self.model.tokenizer(texts, verbose=False)["input_ids"]))
+
+
+def _text_of(question: Any) -> str:
+    """Return what a question of any kind asks."""
+    return question.text.text if isinstance(question, LabelledText) else question.prompt
 
 
 def _balanced(task: TextTask) -> TextTask:
