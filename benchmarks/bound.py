@@ -1,8 +1,7 @@
 """What this machine reaches, and where the time of a whole fit goes.
 
-The reach: products of square matrices in float32 and float64, and of one row with a large
-matrix, which is what writing one token is. The fit: from the names of two small models to a
-pack, with the time of each step.
+The reach: see ``reach.py``; every other benchmark measures it in turn with its own work as well.
+The fit: from the names of two small models to a pack, with the time of each step.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from statistics import median
 from typing import Any
 from unittest import mock
 
-import torch
+from reach import KINDS, reach
 from timing import OURS, Case, main
 
 from expertsteer import ExpertSteer, load_examples
@@ -36,14 +35,8 @@ STEPS = {
 }
 
 
-def reach(n: int) -> Mapping[str, Callable[[], Any]]:
-    row, matrix = torch.ones(1, 4 * n), torch.ones(4 * n, 4 * n)
-    single, double = torch.ones(n, n), torch.ones(n, n, dtype=torch.float64)
-    return {
-        "float32": lambda: single @ single,
-        "float64": lambda: double @ double,
-        "weights": lambda: row @ matrix,
-    }
+def all_reaches(n: int) -> Mapping[str, Callable[[], Any]]:
+    return {kind: reach(kind, n).run for kind in KINDS}
 
 
 def profiled_fit(n: int | None) -> dict[str, float]:
@@ -96,14 +89,10 @@ def cases(quick: bool) -> list[Case]:
             name="reach",
             title="What the machine reaches",
             sizes={"n": n},
-            prepare=functools.partial(reach, n),
-            helpers=("float32", "float64", "weights"),
+            prepare=functools.partial(all_reaches, n),
+            helpers=KINDS,
             memory=False,
-            work={
-                "float32": ("float32", 2.0 * n**3),
-                "float64": ("float64", 2.0 * n**3),
-                "weights": ("weights", 4.0 * (4 * n) ** 2),
-            },
+            work={kind: (kind, reach(kind, n).amount) for kind in KINDS},
         ),
         Case(
             name="fit",

@@ -76,7 +76,7 @@ def cases(quick: bool) -> list[Case]:
             prepare=partial(prepare, name, n),
             goals=(
                 Goal(f"ratio {PEER} / {OURS}", at_least=least),
-                Goal("largest difference of a log-likelihood", at_most=1e-2),
+                Goal("largest difference of a log-likelihood", at_most=1e-3),
             ),
             compare=compare,
         )

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from reach import reach
 from threadpoolctl import threadpool_limits
 
 from expertsteer.files import write_text
@@ -98,8 +99,8 @@ class Case:
         Whether to measure the peak memory of every way, in a process of its own.
     work : dict of str to (str, float)
         By way: what it cannot do without ("float32" or "float64" operations, or bytes of
-        "weights"), and how much of it. The page compares its time with what the machine
-        reaches, see ``bound.py``.
+        "weights"), and how much of it. What the machine reaches of that is measured in turn
+        with the ways, see ``reach.py``.
     """
 
     name: str
@@ -294,10 +295,18 @@ def limit_threads(threads: int) -> None:
 def time_case(case: Case, rounds: int) -> dict[str, Any]:
     """Time a case; return its entry in the file of results, without memory."""
     ways = case.prepare()
-    seconds, returned = take_turns(ways, rounds, case.fixed)
+    # The machine's speed drifts, so what it reaches is measured in turn with the work.
+    kinds = {kind for way, (kind, _) in case.work.items() if way != kind}
+    reaches = {_reach_of(kind): reach(kind) for kind in sorted(kinds)}
+    all_ways = dict(ways) | {name: way.run for name, way in reaches.items()}
+    seconds, returned = take_turns(all_ways, rounds, case.fixed)
+    rates_reached = {
+        f"giga a second {name}": summary([way.amount / t / 1e9 for t in seconds.pop(name)])
+        for name, way in reaches.items()
+    }
     seconds = {n: [t * case.scale.get(n, 1.0) for t in times] for n, times in seconds.items()}
     peers = [name for name in list(ways)[1:] if name not in case.helpers]
-    figures = figures_of(seconds, peers)
+    figures = figures_of(seconds, peers) | rates_reached
     for goal in case.goals:
         above, _, below = goal.figure.removeprefix("ratio ").partition(" / ")
         if above in seconds and below in seconds:
@@ -306,7 +315,8 @@ def time_case(case: Case, rounds: int) -> dict[str, Any]:
         rates = [amount / taken / 1e9 for taken in seconds[name]]
         figures[f"giga a second {name}"] = summary(rates)
     if case.compare is not None:
-        figures |= {name: {"median": value} for name, value in case.compare(returned).items()}
+        found = {name: value for name, value in returned.items() if name in ways}
+        figures |= {name: {"median": value} for name, value in case.compare(found).items()}
     return {
         "title": case.title,
         "sizes": case.sizes,
@@ -318,6 +328,10 @@ def time_case(case: Case, rounds: int) -> dict[str, Any]:
         "figures": figures,
         "goals": _goals_of(case, figures),
     }
+
+
+def _reach_of(kind: str) -> str:
+    return f"reach {kind}"
 
 
 def memory_of(

@@ -217,7 +217,11 @@ def load_script(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and annotations are looked up there
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))  # as for every script
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 

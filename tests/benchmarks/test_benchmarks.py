@@ -99,6 +99,10 @@ def test_a_benchmark_measures_goes_on_and_is_shown(run, tmp_path):
     assert [goal["reached"] for goal in case["goals"]] == [True, False]
     figures = case["figures"]
     assert figures["sum"]["median"] == 3
+    # What the machine reaches is measured in turn, and is no way to do the work.
+    rounds = figures["seconds expertsteer"]["rounds"]
+    assert figures["giga a second reach float32"]["rounds"] == rounds
+    assert "reach float32" not in case["ways"]
     # A share of the work is timed and multiplied.
     assert figures["seconds peer"]["median"] > 0.08
     assert figures["giga a second expertsteer"]["median"] < 100
