@@ -104,8 +104,12 @@ def _cells(study: StudySettings, frame: Frame) -> Figure:
     targets = list(dict.fromkeys(steered["target"]))
     names = [b.name for b in study.benchmarks if b.name in set(steered["benchmark"])]
     n_rows = max(steered[steered["target"] == t]["label"].nunique() for t in targets)
+    longest = max(map(len, steered["label"]))
     figure = Figure(
-        figsize=(4 + 0.55 * len(names), 2.4 + len(targets) * (0.5 + 0.28 * n_rows)),
+        figsize=(
+            2 + 0.07 * longest + 0.55 * len(names),
+            2.4 + len(targets) * (0.5 + 0.28 * n_rows),
+        ),
         layout="constrained",
     )
     panels = figure.subplots(len(targets), 1, squeeze=False)[:, 0]
