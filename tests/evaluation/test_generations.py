@@ -110,7 +110,8 @@ def test_perplexity_is_that_of_the_continuation_under_the_third_model():
         total = sum(float(scores[n - 1, ids[0, n]]) for n in last)
         assert found[place] == pytest.approx(math.exp(-total / n_tokens), rel=1e-4)
     assert found[2] is None
-    (long,) = continuation_perplexities(model, ["w1"], [" w2" * (CONTEXT + 9)])
+    with pytest.warns(UserWarning, match="1 of 2 texts do not fit the 64 tokens of tiny"):
+        long, _ = continuation_perplexities(model, ["w1"] * 2, [" w2" * (CONTEXT + 9), " w3"])
     assert long is not None
     assert math.isfinite(long)
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import random
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -401,8 +402,9 @@ def continuation_perplexities(
     list of float or None
         exp of the mean negative log-likelihood a token of this model; None for a
         continuation without text. What does not fit the model's context is left out: of
-        a prompt the beginning, of a continuation the end.
+        a prompt the beginning, of a continuation the end. A warning says of how many.
     """
+    n_cut = 0
     requests: list[Request] = []
     places: list[int] = []
     for place, (prompt, text) in enumerate(zip(prompts, continuations, strict=True)):
@@ -415,8 +417,15 @@ def continuation_perplexities(
         if text.strip() and tokens:
             # The newest token is predicted and never read.
             room = model.context_length - len(tokens) + 1
+            n_cut += start > room or len(whole) - start > len(tokens)
             requests.append(Request(tuple(whole[:start][-room:]), (tokens,)))
             places.append(place)
+    if n_cut:
+        warnings.warn(
+            f"{n_cut} of {len(prompts)} texts do not fit the {model.context_length} tokens of "
+            f"{model.name} with their prompts; their perplexity is of a part.",
+            stacklevel=2,
+        )
     result: list[float | None] = [None] * len(prompts)
     scores = continuation_log_likelihoods(model, requests, progress=False)
     for place, request, (score,) in zip(places, requests, scores, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class SentenceEncoder:
         Parameters
         ----------
         texts : sequence of str
-            What goes beyond the model's context is cut.
+            What goes beyond the model's context is cut; a warning says of how many.
 
         Returns
         -------
@@ -59,6 +60,15 @@ class SentenceEncoder:
         -----
         Source: Sentence-BERT (Reimers and Gurevych 2019, arXiv 1908.10084).
         """
+        limit = self.tokenizer.model_max_length
+        tokens = self.tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
+        n_cut = sum(len(ids) > limit for ids in tokens)
+        if n_cut:
+            warnings.warn(
+                f"{n_cut} of {len(texts)} texts are longer than the {limit} tokens of {self.name}; "
+                "it reads their beginnings.",
+                stacklevel=2,
+            )
         order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
         found = torch.empty(len(texts), self.model.config.hidden_size)
         for start in range(0, len(order), _BATCH):
