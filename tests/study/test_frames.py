@@ -135,6 +135,11 @@ def test_benchmarks_are_won_and_lost_by_their_intervals(study):
 def test_domains_apart(study):
     averages = average_frame(study, made_up_cells(), "b")
     assert row_of(averages, "expertsteer", "e")["change"] == pytest.approx(50)
+    # What is not measured yet has no averages.
+    easy = [row for row in made_up_cells() if row["benchmark"] == "easy"]
+    assert average_frame(study, easy, "b").empty
+    assert average_frame(study, []).empty
+    assert average_frame(study, [], "a").empty
 
 
 def test_all_methods_against_one_of_them():

@@ -131,8 +131,10 @@ def average_frame(
         test questions, where none is answered in words.
     """
     frame = cell_frame(study, cells)
-    if domain is not None:
+    if domain is not None and not frame.empty:
         frame = frame[frame["domain"] == domain]
+    if frame.empty:
+        return frame
     # By target, benchmark, seed and method: the cells by their experts.
     cells_of: dict[tuple[Any, ...], dict[str | None, dict[str, Any]]] = {}
     for cell in cells:

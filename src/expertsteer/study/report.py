@@ -100,8 +100,8 @@ def write_report(folder: str | Path) -> list[Path]:
     domains = dict.fromkeys(benchmark.domain for benchmark in study.benchmarks)
     by_domain = {domain: average_frame(study, cells, domain) for domain in domains}
     if averages.empty:
-        missing = about["missing"]
-        reason = f" A cell could not be had: {missing[0]['error']}" if missing else ""
+        failed = [row["error"] for row in about["missing"] if row["error"] != NOT_MEASURED]
+        reason = f" A cell could not be had: {failed[0]}" if failed else ""
         raise DataError(
             f"Got {folder}, but expected a study with a benchmark that all methods of a target "
             f"have finished. Run it on.{reason}"
