@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -210,6 +212,19 @@ def greedy(model, ids: torch.Tensor) -> list[list[int]]:
             ids, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0
         )
     return tokens[:, ids.shape[1] :].tolist()
+
+
+def interruptible(command: list[str]) -> subprocess.Popen[bytes]:
+    """Start a command that SIGINT stops, also where the tests run in the background of a shell.
+
+    Such a shell has SIGINT ignored, and what is ignored is handed on.
+    """
+
+    def obey() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, preexec_fn=obey)
 
 
 def load_script(path: Path) -> ModuleType:

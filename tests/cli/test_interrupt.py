@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors import safe_open
 
 from expertsteer import States
 from expertsteer.states.reading import BlockReader
+from helpers import interruptible
 
 N_TEXTS = 8000
 BATCH_TOKENS = 2048
@@ -41,7 +41,7 @@ def test_an_interrupted_collection_is_kept_and_continued(world, run, work, monke
 
     # One text a batch, so that the work goes on for long after its bar has appeared.
     command = [sys.executable, "-m", "expertsteer", *collect, "--batch-tokens", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = interruptible(command)
     try:
         assert process.stderr is not None
         shown = b""

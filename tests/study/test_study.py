@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ from expertsteer.study.plain import PlainText
 from expertsteer.study.report import load_cells, write_report
 from expertsteer.study.settings import PlainSource
 from expertsteer.study.subjects import Subject, load_benchmark
-from helpers import tiny_language_model
+from helpers import interruptible, tiny_language_model
 
 
 @pytest.fixture(scope="module")
@@ -445,7 +444,7 @@ def test_a_stopped_and_a_killed_process_go_on_with_no_row_twice(study_file, tmp_
     command += ["--cache-dir", str(tmp_path / "states")]
     for stop in (signal.SIGINT, signal.SIGKILL):
         n_before = len(rows_of(folder)) if folder.exists() else 0
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = interruptible(command)
         try:
             while process.poll() is None:
                 if (folder / "cells.jsonl").exists() and len(rows_of(folder)) > n_before:
