@@ -10,8 +10,8 @@ from scipy.stats import bootstrap
 __all__ = ["mean_interval", "statistic_interval", "strata_interval"]
 
 _N_RESAMPLES = 2000
-# Of the resamples, so that large test splits need little memory.
-_N_PARTS = 20
+# Draws at once, so that large test splits need little memory.
+_MOST_DRAWS = 4_000_000
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -98,7 +98,7 @@ def strata_interval(
             name: n for n, name in enumerate(dict.fromkeys(n for k in block for n in names[k]))
         }
         n = len(places)
-        for part in np.array_split(np.arange(_N_RESAMPLES), _N_PARTS):
+        for part in np.array_split(np.arange(_N_RESAMPLES), -(-_N_RESAMPLES * n // _MOST_DRAWS)):
             draws = rng.multinomial(n, np.full(n, 1 / n), size=len(part))
             for k in block:
                 times = draws[:, [places[name] for name in names[k]]]

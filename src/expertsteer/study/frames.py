@@ -158,15 +158,16 @@ def average_frame(
         tokens, seconds = 0, 0.0
         for benchmark, seeds in group.groupby("benchmark", sort=False):
             changes = []
-            for row in seeds.itertuples():
-                place = (target, benchmark, row.seed)
+            columns = (seeds[name] for name in ("seed", "beats_zero", "expert_better"))
+            for seed, beats_zero, expert_better in zip(*columns, strict=True):
+                place = (target, benchmark, seed)
                 cell = cells_of[(*place, method)][expert]
                 before = cells_of[(*place, "none")][None]
                 compared = {
                     name: _counterpart(cells_of.get((*place, other), {}), expert)
                     for name, other in others.items()
                 }
-                values = _differences(cell, before, compared, row.beats_zero, row.expert_better)
+                values = _differences(cell, before, compared, beats_zero, expert_better)
                 changes.append(_Changes(before, values))
                 if before.get("n_tokens_test"):
                     tokens += before["n_tokens_test"]
