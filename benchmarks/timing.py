@@ -297,7 +297,7 @@ def time_case(case: Case, rounds: int) -> dict[str, Any]:
     ways = case.prepare()
     # The machine's speed drifts, so what it reaches is measured in turn with the work.
     kinds = {kind for way, (kind, _) in case.work.items() if way != kind}
-    reaches = {_reach_of(kind): reach(kind) for kind in sorted(kinds)}
+    reaches = {f"reach {kind}": reach(kind) for kind in sorted(kinds)}
     all_ways = dict(ways) | {name: way.run for name, way in reaches.items()}
     seconds, returned = take_turns(all_ways, rounds, case.fixed)
     rates_reached = {
@@ -328,10 +328,6 @@ def time_case(case: Case, rounds: int) -> dict[str, Any]:
         "figures": figures,
         "goals": _goals_of(case, figures),
     }
-
-
-def _reach_of(kind: str) -> str:
-    return f"reach {kind}"
 
 
 def memory_of(

@@ -251,11 +251,11 @@ def _comparison(path: Path) -> str:
 
 def _study(folder: Path) -> str:
     """Return a study's averages, a table a target, and what they were measured with."""
-    from expertsteer.study.frames import average_frame
+    from expertsteer.study.frames import average_frame, cell_frame
     from expertsteer.study.report import average_table, load_cells, notes
 
     study, cells, about = load_cells(folder)
-    averages = average_frame(study, cells)
+    averages = average_frame(study, cells, cell_frame(study, cells))
     parts = []
     for target in averages["target"].unique():
         table = average_table(study, averages, target).to_markdown(index=False)
@@ -321,18 +321,11 @@ def _transfer_shares(folder: Path) -> str:
         if arm.needs_expert:
             shares = transfer_shares(frame, arm.name, "rfm")
             single = transfer_shares(frame, arm.name, "rfm", ["benchmark"])
-            ranges = single.groupby(["expert", "target"], sort=False)
-            columns[arm.name] = [
-                f"{share:.2f} ({low:.2f} to {high:.2f})"
-                for share, low, high in zip(
-                    shares,
-                    ranges.min().reindex(shares.index),
-                    ranges.max().reindex(shares.index),
-                    strict=True,
-                )
-            ]
-            index = shares.index
-    table = pd.DataFrame(columns, index=index).reset_index().sort_values("target", kind="stable")
+            ranges = single.groupby(["expert", "target"], sort=False).agg(["min", "max"])
+            columns[arm.name] = ranges.assign(share=shares).apply(
+                lambda row: f"{row['share']:.2f} ({row['min']:.2f} to {row['max']:.2f})", axis=1
+            )
+    table = pd.DataFrame(columns).reset_index().sort_values("target", kind="stable")
     return table.to_markdown(index=False, disable_numparse=True)
 
 

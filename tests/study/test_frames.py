@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from expertsteer.evaluation import mean_interval
-from expertsteer.study.frames import average_frame, cell_frame
+from expertsteer.study import frames
+from expertsteer.study.frames import cell_frame
 from expertsteer.study.settings import StudySettings
 
 BASE = {
@@ -72,6 +73,12 @@ def made_up_cells():
 @pytest.fixture
 def study():
     return StudySettings.model_validate(BASE)
+
+
+def average_frame(study, cells, domain=None):
+    frame = cell_frame(study, cells)
+    chosen = frame if domain is None or frame.empty else frame[frame["domain"] == domain]
+    return frames.average_frame(study, cells, chosen)
 
 
 def row_of(frame, method, expert=None):

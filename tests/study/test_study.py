@@ -74,7 +74,7 @@ def test_cells_measures_and_report(study_file, tmp_path, cache):
     shown = frame.loc[("questions", "expertsteer", "small")]
     assert shown["change"] == pytest.approx(change.mean())
     assert (shown["change_low"], shown["change_high"]) == pytest.approx(mean_interval(change))
-    averages = average_frame(study, cells).set_index("method")
+    averages = average_frame(study, cells, cell_frame(study, cells)).set_index("method")
     # Only the questions count right answers.
     assert averages.loc["expertsteer", "change"] == pytest.approx(100 * change.mean())
     assert averages.loc["expertsteer", "best_own"] == "mean_difference"
@@ -321,7 +321,7 @@ def test_several_seeds_are_averaged_by_item(study_file, tmp_path, cache):
     folder = tmp_path / "out"
     run(study_file(methods=["none", "random"], seeds=[0, 1]), folder, cache)
     study, cells, _ = load_cells(folder)
-    (row,) = average_frame(study, cells).to_dict("records")
+    (row,) = average_frame(study, cells, cell_frame(study, cells)).to_dict("records")
     assert row["n_benchmarks"] == 2
     effects = []
     for benchmark, field in (("questions", "log_odds"), ("texts", "preference")):

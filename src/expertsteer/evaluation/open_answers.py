@@ -324,8 +324,7 @@ class _Ends(StoppingCriteria):
     def __init__(self, model: LanguageModel, n_prompt: int, n_answers: int) -> None:
         self.tokenizer = model.tokenizer
         self.n_prompt = n_prompt
-        ids = model.model.generation_config.eos_token_id
-        self.eos = {ids} if isinstance(ids, int) else set(ids or ())
+        self.end_token_ids = model.end_token_ids
         self.reached = [False] * n_answers
 
     def __call__(
@@ -337,7 +336,7 @@ class _Ends(StoppingCriteria):
         ended = [_NEXT_QUESTION in text for text in texts]
         last = input_ids[:, -1].tolist()
         self.reached = [
-            before or found or token in self.eos
+            before or found or token in self.end_token_ids
             for before, found, token in zip(self.reached, ended, last, strict=True)
         ]
         return cast(torch.BoolTensor, torch.tensor(ended, device=input_ids.device))

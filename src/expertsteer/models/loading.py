@@ -83,6 +83,12 @@ class LanguageModel:
         pad = self.tokenizer.pad_token_id
         return pad if isinstance(pad, int) else 0
 
+    @property
+    def end_token_ids(self) -> set[int]:
+        """Tokens that end what the model writes."""
+        ids = getattr(self.model.generation_config, "eos_token_id", None)
+        return {ids} if isinstance(ids, int) else set(ids or ())
+
     def chat_prompt(self, turns: list[dict[str, str]]) -> str:
         """Return a conversation as text, up to where the model's next answer begins.
 

@@ -274,8 +274,7 @@ class _Follower(StoppingCriteria):
         self.stopped = False
         self.ids: list[int] = []
         self.tokens: list[ChosenToken] = []
-        end = getattr(model.model.generation_config, "eos_token_id", None)
-        self.ends = set(end if isinstance(end, list) else [end])
+        self.ends = model.end_token_ids
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         """Return whether to stop, shape (1,)."""

@@ -44,14 +44,12 @@ def n_tokens(study: StudySettings, cell: Cell) -> int:
     if cell.arm.method == "lora":
         trained = _TRAINED * DEFAULT_EPOCHS * characters["train"]
         return test + (trained + characters["validation"]) // _CHARACTERS_A_TOKEN
-    return test + _n_tokens_of_search(study, cell, cell.arm.strength_shares)
+    shares = cell.arm.strength_shares or study.strength_shares
+    return test + _n_tokens_of_search(study, len(shares) * characters["validation"])
 
 
-def _n_tokens_of_search(
-    study: StudySettings, cell: Cell, shares: tuple[float, ...] | None = (1.0,)
-) -> int:
-    """Return the tokens that are read until a vector's strength is found."""
-    validation = len(shares or study.strength_shares) * _characters(cell)["validation"]
+def _n_tokens_of_search(study: StudySettings, validation: int) -> int:
+    """Return the tokens of finding a vector's strength, with so many validation characters."""
     plain = _READINGS_OF_PLAIN_TEXT * study.n_plain * len(_PROBE)
     return (validation + plain) // _CHARACTERS_A_TOKEN
 
@@ -81,7 +79,9 @@ def _n_tokens_of_choices(study: StudySettings, cells: Sequence[Cell]) -> int:
         if cell.arm.is_vector
     }
     n_layers = len(study.layer_depths)
-    return n_layers * sum(_n_tokens_of_search(study, cell) for cell in choices.values())
+    return n_layers * sum(
+        _n_tokens_of_search(study, _characters(cell)["validation"]) for cell in choices.values()
+    )
 
 
 def estimate_seconds(

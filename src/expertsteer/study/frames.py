@@ -102,17 +102,15 @@ class _Part(NamedTuple):
     values: np.ndarray
 
 
-def average_frame(
-    study: StudySettings, cells: Sequence[dict[str, Any]], domain: str | None = None
-) -> Frame:
+def average_frame(study: StudySettings, cells: Sequence[dict[str, Any]], frame: Frame) -> Frame:
     """Return a row a target, method and expert: averages over benchmarks.
 
     Parameters
     ----------
     study : StudySettings
     cells : sequence of dict
-    domain : str, optional
-        Only the benchmarks of a domain.
+    frame : DataFrame
+        See `cell_frame`: all of its rows, or those of a domain.
 
     Returns
     -------
@@ -130,9 +128,6 @@ def average_frame(
         ``losses``: benchmarks whose interval excludes 0. ``seconds_per_1000_tokens``: of the
         test questions, where none is answered in words.
     """
-    frame = cell_frame(study, cells)
-    if domain is not None and not frame.empty:
-        frame = frame[frame["domain"] == domain]
     if frame.empty:
         return frame
     # By target, benchmark, seed and method: the cells by their experts.

@@ -20,7 +20,7 @@ from expertsteer.study.settings import StudySettings
 
 __all__ = ["MEASURES", "average_table", "load_cells", "notes", "write_report"]
 
-NOT_MEASURED = "not measured yet"
+_NOT_MEASURED = "not measured yet"
 
 
 def load_cells(folder: str | Path) -> tuple[StudySettings, list[dict[str, Any]], dict[str, Any]]:
@@ -56,7 +56,7 @@ def load_cells(folder: str | Path) -> tuple[StudySettings, list[dict[str, Any]],
         if "test" in row:
             cells.append(row | named)
         else:
-            reason = row.get("error", NOT_MEASURED)
+            reason = row.get("error", _NOT_MEASURED)
             missing.append({key: named[key] for key in CELL_KEYS} | {"error": reason})
     return study, cells, about | {"missing": missing}
 
@@ -96,16 +96,19 @@ def write_report(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     study, cells, about = load_cells(folder)
-    frame, averages = cell_frame(study, cells), average_frame(study, cells)
-    domains = dict.fromkeys(benchmark.domain for benchmark in study.benchmarks)
-    by_domain = {domain: average_frame(study, cells, domain) for domain in domains}
+    frame = cell_frame(study, cells)
+    averages = average_frame(study, cells, frame)
     if averages.empty:
-        failed = [row["error"] for row in about["missing"] if row["error"] != NOT_MEASURED]
+        failed = [row["error"] for row in about["missing"] if row["error"] != _NOT_MEASURED]
         reason = f" A cell could not be had: {failed[0]}" if failed else ""
         raise DataError(
             f"Got {folder}, but expected a study with a benchmark that all methods of a target "
             f"have finished. Run it on.{reason}"
         )
+    by_domain = {
+        domain: average_frame(study, cells, frame[frame["domain"] == domain])
+        for domain in dict.fromkeys(benchmark.domain for benchmark in study.benchmarks)
+    }
     values = {
         "averages": json.loads(averages.to_json(orient="records", double_precision=5)),
         "averages by domain": {
@@ -274,11 +277,11 @@ def notes(
 def _gaps(cells: Sequence[dict[str, Any]], missing: Sequence[dict[str, Any]]) -> Iterable[str]:
     """Yield paragraphs of what is not there, and of what was not read or written whole."""
     for cell in missing:
-        if cell["error"] != NOT_MEASURED:
+        if cell["error"] != _NOT_MEASURED:
             name = ", ".join(str(cell[key]) for key in CELL_KEYS if cell[key] is not None)
             yield f"Missing: {name}: {cell['error']}"
             yield ""
-    waiting = Counter(cell["target"] for cell in missing if cell["error"] == NOT_MEASURED)
+    waiting = Counter(cell["target"] for cell in missing if cell["error"] == _NOT_MEASURED)
     if waiting:
         by_target = ", ".join(f"{n} of `{target}`" for target, n in waiting.items())
         yield f"Not measured: {by_target}."
