@@ -186,7 +186,12 @@ def test_sentences_for_budgets_are_never_those_for_reports():
             assert not set(budget) & set(test)
             assert (len(budget), len(test)) == (min(n_budget, 21), min(n_test, 20))
     assert "Too short." not in draw_sentences(sentences, 41)
-    with pytest.raises(DataError, match="Got plain text with 41 sentences, but expected 42"):
+    with pytest.raises(
+        DataError, match=r"with 41 sentences of more than 5 words, but expected 42 .* n_plain"
+    ):
         draw_sentences(sentences, 42)
-    with pytest.raises(DataError, match="Got plain text with 1 sentences, but expected 2"):
+    with pytest.raises(
+        DataError,
+        match=r"with 1 sentences of more than 5 words, but expected 2 .* a longer file\.$",
+    ):
         split_sentences(sentences[:1], 5)

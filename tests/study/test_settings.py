@@ -49,7 +49,11 @@ def test_what_a_file_says_is_what_is_run(study_file):
         ({"experts": []}, "experts.*needs one"),
         ({"budget": 0.9}, "budget.*more than 1"),
         ({"damage": "loss"}, "damage.*perplexity"),
-        ({"n_train": 2}, "n_train"),
+        ({"n_train": 2}, "got n_train=2, but expected a number of at least"),
+        (
+            {"strength_shares": [1.5]},
+            r"strength_shares\.0=1\.5, but expected a number of at most 1",
+        ),
         ({"instructions": {}}, "instructions.*general"),
         ({"targets": []}, "targets"),
         ({"reference": "rmf"}, "reference.*'rmf'.*expected one of none, random"),

@@ -23,6 +23,8 @@ __all__ = [
 # An end of sentence: closing punctuation, perhaps a quote, white space, and a capital,
 # quote or digit next. Only the white space is matched, so that the quote stays.
 _SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]?[A-Z0-9])")
+# The fewest words of a sentence that is drawn.
+_SHORTEST = 6
 _HEADING = re.compile(r"^\s*(=+ .* =+|#+ .*)\s*$")
 
 
@@ -97,8 +99,8 @@ def draw_sentences(sentences: Sequence[str], n: int) -> list[str]:
     whole = _whole(sentences)
     if len(whole) < n:
         raise DataError(
-            f"Got plain text with {len(whole)} sentences, but expected {n} or more. Name a longer "
-            "file or choose a smaller n_plain."
+            f"Got plain text with {len(whole)} sentences of more than {_SHORTEST - 1} words, but "
+            f"expected {n} or more. Name a longer file or choose a smaller n_plain."
         )
     return random.Random(0).sample(whole, n)
 
@@ -122,13 +124,20 @@ def split_sentences(sentences: Sequence[str], n: int) -> tuple[list[str], list[s
     DataError
         If there are not two sentences of more than 5 words.
     """
-    drawn = draw_sentences(sentences, max(2, len(_whole(sentences))))
+    n_whole = len(_whole(sentences))
+    if n_whole < 2:
+        raise DataError(
+            f"Got plain text with {n_whole} sentences of more than {_SHORTEST - 1} words, but "
+            "expected 2 or more: one to set strengths by and one to report damage on. Name a "
+            "longer file."
+        )
+    drawn = draw_sentences(sentences, n_whole)
     return drawn[::2][:n], drawn[1::2][:n]
 
 
 def _whole(sentences: Sequence[str]) -> list[str]:
     # Headings and fragments have little to predict.
-    return list(dict.fromkeys(s for s in sentences if len(s.split()) > 5))
+    return list(dict.fromkeys(s for s in sentences if len(s.split()) >= _SHORTEST))
 
 
 def _lines_of_rows(path: Path) -> list[str]:

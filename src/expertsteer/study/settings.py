@@ -31,6 +31,13 @@ __all__ = [
 _OTHER_ARMS = ("none", "prompt", "lora")
 # Methods whose vectors need an expert.
 _OF_AN_EXPERT = ("expertsteer_paper", "expertsteer", "transferred")
+# What pydantic calls a bound, and how a reader is told of it.
+_BOUNDS = {
+    "greater_than": "above",
+    "greater_than_equal": "of at least",
+    "less_than": "below",
+    "less_than_equal": "of at most",
+}
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 _Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]
 
@@ -549,6 +556,8 @@ def _explain(error: ValidationError) -> str:
         return f"got no {place}, but expected one."
     # pydantic says "Input should be", our own checks say "expected".
     expected = reason.removeprefix("Input should be ").removeprefix("expected ")
+    if first["type"] in _BOUNDS:
+        expected = f"a number {_BOUNDS[first['type']]} {next(iter(first.get('ctx', {}).values()))}"
     if first["type"] == "too_short":
         expected = "at least one of them"
     if expected == reason:
