@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 
@@ -30,15 +31,17 @@ def same_answer(found: str, right: str) -> bool:
 
 
 def _number(text: str) -> float | None:
-    plain = text.strip().strip("$€£%. ").replace(",", "").removesuffix("\\%")
+    plain = re.sub(r"\\?[$€£%]|[,\s]", "", text).removesuffix(".")
     match = re.fullmatch(r"(-?)\\d?frac\{(-?\d+)\}\{(\d+)\}", plain)
     if match:
         plain = f"{match[1]}{match[2]}/{match[3]}"
     top, slash, bottom = plain.partition("/")
     try:
-        return float(top) / float(bottom) if slash else float(plain)
+        value = float(top) / float(bottom) if slash else float(plain)
     except (ValueError, ZeroDivisionError):
         return None
+    # "nan" and "infinity" are words.
+    return value if math.isfinite(value) else None
 
 
 def _normal(text: str) -> str:
