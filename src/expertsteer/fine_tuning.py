@@ -23,10 +23,10 @@ from transformers import PreTrainedModel, get_scheduler
 
 from expertsteer.data import LabelledExamples, render
 from expertsteer.errors import DataError, ExpertSteerError, ModelError, ParameterError
-from expertsteer.evaluation.scoring import head_sees, token_batches
+from expertsteer.evaluation.scoring import head_sees
 from expertsteer.files import is_finished, replacing_folder, write_text
 from expertsteer.models import LanguageModel
-from expertsteer.models.batches import padded
+from expertsteer.models.batches import padded, token_batches
 from expertsteer.models.fingerprint import ModelDescription, explain_mismatch
 from expertsteer.provenance import describe_machine, package_versions
 from expertsteer.states.positions import TokenSpan, locate_tokens
@@ -386,7 +386,9 @@ class _Texts:
         heads = [predicted[place] for place in order]
         self.batches = [
             [spans[place] for place in places]
-            for places in token_batches(lengths, heads, batch_tokens, mix_lengths=True)
+            for places in token_batches(
+                lengths, batch_tokens, head_positions=heads, mix_lengths=True
+            )
         ]
         self.n_tokens, self.n_predicted = sum(lengths), sum(heads)
 

@@ -13,11 +13,11 @@ from expertsteer.evaluation import scoring
 from expertsteer.evaluation.scoring import (
     Request,
     continuation_log_likelihoods,
-    token_batches,
     token_divergences,
     token_log_likelihoods,
 )
-from expertsteer.models import LanguageModel
+from expertsteer.models import LanguageModel, batches
+from expertsteer.models.batches import token_batches
 from expertsteer.steering import Steering
 from helpers import (
     CONTEXT,
@@ -99,7 +99,8 @@ def by_hand(model, text, steering=None):
 def test_parts_have_the_values_of_one_pass(family, monkeypatch):
     model = family_model(family)
     steering = Steering(model.model, {1: random_vector()})
-    monkeypatch.setattr(scoring, "_HEAD_POSITIONS", PARTS_OF)
+    for module in (scoring, batches):
+        monkeypatch.setattr(module, "HEAD_POSITIONS", PARTS_OF)
     with watched(model) as (heads, read):
         likelihoods = token_log_likelihoods(model, TEXTS)
     assert max(heads) == PARTS_OF
@@ -125,14 +126,14 @@ def test_parts_have_the_values_of_one_pass(family, monkeypatch):
 def test_rows_of_similar_length_are_read_together():
     lengths = [9, 2, 3, 8, 2, 3, 2]
     # A quarter of 16 tokens is worth a batch; a shorter row then begins another one.
-    assert list(token_batches(lengths, [0] * 7, 16)) == [[0], [3], [2, 5], [1, 4, 6]]
-    assert list(token_batches(lengths, [0] * 7, 16, mix_lengths=True)) == [
+    assert list(token_batches(lengths, 16)) == [[0], [3], [2, 5], [1, 4, 6]]
+    assert list(token_batches(lengths, 16, mix_lengths=True)) == [
         [0],
         [3, 2],
         [5, 1, 4, 6],
     ]
-    assert list(token_batches([2] * 9, [0] * 9, 16)) == [list(range(8)), [8]]
-    assert list(token_batches([2] * 3, [300] * 3, 16)) == [[0], [1], [2]]
+    assert list(token_batches([2] * 9, 16)) == [list(range(8)), [8]]
+    assert list(token_batches([2] * 3, 16, head_positions=[300] * 3)) == [[0], [1], [2]]
 
 
 def test_continuations_of_many_lengths_are_read_from_one_context():
@@ -157,7 +158,8 @@ def test_long_continuations_are_scored_in_parts(family, monkeypatch):
     model = family_model(family)
     ids = random_ids(1, 40, 3)[0].tolist()
     request = Request(tuple(ids[:10]), (tuple(ids[10:40]), tuple(ids[20:40])))
-    monkeypatch.setattr(scoring, "_HEAD_POSITIONS", PARTS_OF)
+    for module in (scoring, batches):
+        monkeypatch.setattr(module, "HEAD_POSITIONS", PARTS_OF)
     with watched(model) as (heads, read):
         (scores,) = continuation_log_likelihoods(model, [request], progress=False)
     assert max(heads) == PARTS_OF
@@ -199,7 +201,8 @@ def test_512_positions_at_most_leave_the_head():
 def test_a_decoder_is_left_as_it_was(monkeypatch):
     model = tiny_language_model("llama")
     decoder = model.model.get_decoder()
-    monkeypatch.setattr(scoring, "_HEAD_POSITIONS", PARTS_OF)
+    for module in (scoring, batches):
+        monkeypatch.setattr(module, "HEAD_POSITIONS", PARTS_OF)
     before = token_log_likelihoods(model, TEXTS)
     assert "forward" not in vars(decoder)
     # As accelerate does it.

@@ -139,6 +139,21 @@ def test_answers_that_share_a_prompt_have_the_states_they_have_apart(family, pos
     torch.testing.assert_close(in_small_batches.values, together.values, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("position", ["last", "answer_mean"])
+def test_answers_of_several_lengths_are_read_in_batches_of_their_own(position, monkeypatch):
+    model = _own()
+    texts = _answers()
+    options = {"position": position, "progress": False}
+    expected = collect_states(model, texts, **options)
+    monkeypatch.setattr("expertsteer.states.reading.CONTINUATION_TOKENS", 3)
+    calls = _count_calls(model.blocks[0])
+    found = collect_states(model, texts, **options)
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-4, atol=1e-5)
+    answers = [(rows, tokens) for rows, tokens, _width in calls if tokens < 9]
+    assert len(answers) > 3
+    assert all(rows == 1 or rows * tokens <= 3 for rows, tokens in answers)
+
+
 def test_a_prompt_is_read_once_for_all_its_answers():
     model = _own()
     calls = _count_calls(model.blocks[0])

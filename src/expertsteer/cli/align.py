@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from expertsteer.cli import method, options
-from expertsteer.cli.config import write_config
+from expertsteer.cli.config import refuse_overwriting, saved_with_config, write_config
 from expertsteer.cli.show import answer, pairs_table, print_json, say
 from expertsteer.processes import is_main_process
 
@@ -56,6 +56,7 @@ def align(
     """
     from expertsteer.pipeline import fit_alignment
 
+    refuse_overwriting(context, *saved_with_config(output))
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)
     texts = options.beginnings(text, n_beginnings, seed)
     say(f"aligning on {len(texts)} sentence beginnings of {text or 'the text that comes along'}")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from expertsteer.cli import options
-from expertsteer.cli.config import write_config
+from expertsteer.cli.config import refuse_overwriting, saved_with_config, write_config
 from expertsteer.cli.show import answer, calibration_table, print_json, say
 
 __all__ = ["calibrate"]
@@ -75,6 +75,8 @@ def calibrate(
     from expertsteer.models import load_model
     from expertsteer.pack import SteeringPack
 
+    # The pack itself may get its strength in place; nothing of it is lost.
+    refuse_overwriting(context, saved_with_config(output)[1])
     known = SteeringPack.load(pack)
     examples = options.load_data(
         data,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from expertsteer.cli import method, options
-from expertsteer.cli.config import write_config
+from expertsteer.cli.config import config_path, refuse_overwriting, write_config
 from expertsteer.cli.show import answer, comparison_table, print_json, say
 
 __all__ = ["compare"]
@@ -106,6 +106,8 @@ def compare(
     from expertsteer.pack import SteeringPack
     from expertsteer.steering import check_strength
 
+    if output:
+        refuse_overwriting(context, output, config_path(output))
     effect_words = EffectWords.load(words)
     examples = options.load_data(
         data,

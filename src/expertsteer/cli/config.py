@@ -11,10 +11,12 @@ import typer
 from expertsteer.errors import ParameterError
 from expertsteer.files import read_yaml, write_text
 
-__all__ = ["read_config", "write_config"]
+__all__ = ["config_path", "read_config", "refuse_overwriting", "saved_with_config", "write_config"]
 
 # How a run reads, shows or names things, not what it computes.
 _NOT_SETTINGS = {"config", "as_json"}
+_OUTPUTS = {"output", "plot"}
+_FILE_SUFFIXES = (".safetensors", ".json")
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -52,8 +54,69 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def config_path(output: Path) -> Path:
+    """Return where the configuration of a run that writes ``output`` goes.
+
+    The ending of a file gives way to ``.yaml``; a point in a name, as in ``happy-0.1``, stays.
+    """
+    if output.suffix in _FILE_SUFFIXES:
+        return output.with_suffix(".yaml")
+    return output.with_name(output.name + ".yaml")
+
+
+def saved_with_config(output: Path) -> tuple[Path, Path]:
+    """Return the files of a pack or an alignment: itself and its configuration."""
+    from expertsteer.tensor_file import tensor_file_path
+
+    path = tensor_file_path(output)
+    return path, config_path(path)
+
+
+def refuse_overwriting(context: typer.Context, *written: Path) -> None:
+    """Raise where a command would write over a file that it was given to read.
+
+    A configuration that alone says what the run is may be the one beside the output.
+
+    Parameters
+    ----------
+    context : typer.Context
+    *written : Path
+        The files it writes.
+
+    Raises
+    ------
+    ParameterError
+        Naming the file and the option.
+    """
+    places = {path.resolve() for path in written}
+    for name, value in context.params.items():
+        if name in _OUTPUTS or (name == "config" and not _said_on_command_line(context)):
+            continue
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, str | Path) and Path(each).resolve() in places and _is_there(each):
+                raise ParameterError(
+                    f"Got an output that would replace {each}, which is what --{name} reads, but "
+                    "expected another place. Choose another --output."
+                )
+
+
+def _said_on_command_line(context: typer.Context) -> bool:
+    return any(
+        getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+        for name in context.params
+        if name not in _NOT_SETTINGS
+    )
+
+
+def _is_there(path: str | Path) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # a name that is too long, or no path at all
+        return False
+
+
 def write_config(context: typer.Context, output: Path) -> Path:
-    """Write the options a run used beside its output, as ``OUTPUT.yaml``.
+    """Write the options a run used beside its output, as `config_path` names it.
 
     Returns
     -------
@@ -62,12 +125,15 @@ def write_config(context: typer.Context, output: Path) -> Path:
     """
     import yaml
 
+    path = config_path(output)
+    given = context.params.get("config")
+    if given is not None and Path(given).resolve() == path.resolve():
+        return path  # it says all of it, in its author's words
     values = {
         name: _plain(value)
         for name, value in context.params.items()
         if name not in _NOT_SETTINGS and value is not None
     }
-    path = output.with_suffix(".yaml")
     write_text(path, yaml.safe_dump({"command": context.info_name} | values, sort_keys=False))
     return path
 

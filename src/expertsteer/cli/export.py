@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from expertsteer.cli import options
+from expertsteer.cli.config import refuse_overwriting
 from expertsteer.cli.show import print_json, say
 
 __all__ = ["export"]
@@ -26,6 +27,7 @@ class FormatName(str, Enum):
 
 
 def export(
+    context: typer.Context,
     pack: Annotated[Path, typer.Argument(help="The steering pack.")],
     to: Annotated[
         FormatName,
@@ -74,9 +76,10 @@ def export(
 
     Example: expertsteer export happy.safetensors --to gguf --strength 0.1 -o happy
     """
-    from expertsteer.export import export_pack
+    from expertsteer.export import export_pack, written_files
     from expertsteer.pack import SteeringPack
 
+    refuse_overwriting(context, *written_files(output, to.value))
     loaded = SteeringPack.load(pack)
     loading = options.Loading(dtype, None, None, None, trust_remote_code)
     exported = export_pack(

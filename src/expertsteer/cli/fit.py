@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from expertsteer.cli import method, options
-from expertsteer.cli.config import write_config
+from expertsteer.cli.config import refuse_overwriting, saved_with_config, write_config
 from expertsteer.cli.show import answer, pairs_table, print_json, say
 from expertsteer.processes import is_main_process
 
@@ -87,6 +87,7 @@ def fit(
     """
     from expertsteer.alignment import Alignment
 
+    refuse_overwriting(context, *saved_with_config(output))
     examples = options.load_data(
         data,
         kind=kind,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from expertsteer.cli import options
-from expertsteer.cli.config import write_config
+from expertsteer.cli.config import refuse_overwriting, saved_with_config, write_config
 from expertsteer.cli.show import print_json, say
 
 __all__ = ["import_"]
@@ -52,6 +52,7 @@ def import_(
     """
     from expertsteer.export import import_pack
 
+    refuse_overwriting(context, *saved_with_config(output))
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)
     texts = options.beginnings(text, n_beginnings, seed)
     pack = import_pack(file, loading.source(target, target_revision), texts)

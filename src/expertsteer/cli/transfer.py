@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from expertsteer.cli import options
-from expertsteer.cli.config import write_config
+from expertsteer.cli.config import refuse_overwriting, saved_with_config, write_config
 from expertsteer.cli.show import answer, pairs_table, print_json, say
 
 __all__ = ["transfer"]
@@ -49,6 +49,7 @@ def transfer(
     from expertsteer.alignment import Alignment
     from expertsteer.vectors import load_vector
 
+    refuse_overwriting(context, *saved_with_config(output))
     pack = Alignment.load(alignment).transfer(
         load_vector(vector), expert_layer=layer, target_layers=target_layers, force=force
     )

@@ -19,10 +19,10 @@ from expertsteer.evaluation.scoring import (
     continuation_log_likelihoods,
     encode_request,
     request_sizes,
-    token_batches,
     warn_of_cut_prompts,
 )
 from expertsteer.models import LanguageModel
+from expertsteer.models.batches import token_batches
 
 __all__ = ["ChoiceTask", "Question", "is_questions", "questions_of", "score_questions"]
 
@@ -162,7 +162,7 @@ class ChoiceTask:
         longest = [max(lengths[n : n + parts]) for n in range(0, len(lengths), parts)]
         positions = [max(heads[n : n + parts]) for n in range(0, len(heads), parts)]
         found, start = [], 0
-        for places in token_batches(longest, positions):
+        for places in token_batches(longest, head_positions=positions):
             found.append(QuestionBatch(tuple(self.questions[n] for n in places), start))
             start += len(places)
         return found

@@ -18,7 +18,15 @@ from tqdm.auto import tqdm
 from expertsteer.data import RenderedText
 from expertsteer.errors import DataError
 from expertsteer.models import LanguageModel, replaced_forward
-from expertsteer.models.batches import is_full, padded, position_ids, to_device
+from expertsteer.models.batches import (
+    BATCH_TOKENS,
+    CONTINUATION_TOKENS,
+    HEAD_POSITIONS,
+    padded,
+    position_ids,
+    to_device,
+    token_batches,
+)
 
 __all__ = [
     "ContinuationScore",
@@ -30,18 +38,12 @@ __all__ = [
     "mean_log_likelihoods",
     "next_token_log_probabilities",
     "request_sizes",
-    "token_batches",
     "token_divergences",
     "token_log_likelihoods",
     "warn_of_cut_prompts",
     "whole_text_batches",
 ]
 
-# The output head writes positions x vocabulary numbers: 512 x 262,144 in float32 are 537 MB.
-_HEAD_POSITIONS = 512
-_BATCH_TOKENS = 2048
-# Continuations have few tokens each, and padding them multiplies these.
-_CONTINUATION_TOKENS = 512
 # Rows of the head's output that are brought to float32 at a time.
 _FLOAT32_ROWS = 64
 
@@ -166,7 +168,7 @@ def next_token_log_probabilities(
     """
     ids = [tuple(model.tokenizer(text)["input_ids"]) for text in texts]
     result = torch.empty(len(ids), len(tokens))
-    for rows in token_batches([len(row) for row in ids], [1] * len(ids)):
+    for rows in token_batches([len(row) for row in ids], head_positions=[1] * len(ids)):
         batch, mask = padded(model, [ids[row] for row in rows], "right")
         last = mask.sum(1) - 1
         with head_sees(model, torch.arange(len(rows)), last):
@@ -242,7 +244,7 @@ def token_divergences(
                 steered = batch.read(model)
             both = zip(plain.logits(), steered.logits(), strict=True)
         found = []
-        following = batch.following.split(_HEAD_POSITIONS)
+        following = batch.following.split(HEAD_POSITIONS)
         for (before, after), tokens in zip(both, following, strict=True):
             likelihoods = [_gather(logits, tokens)[0] for logits in (before, after)]
             found.append((*likelihoods, _divergence(before, after)))
@@ -259,7 +261,7 @@ def whole_text_batches(model: LanguageModel, texts: Sequence[RenderedText]) -> l
     """
     ids, _ = _tokenised(model, texts)
     lengths = [max(len(row) - 1, 0) for row in ids]
-    return list(token_batches(lengths, lengths))
+    return list(token_batches(lengths, head_positions=lengths))
 
 
 def _divergence(plain: torch.Tensor, steered: torch.Tensor) -> torch.Tensor:
@@ -310,7 +312,7 @@ class _WholeBatch:
 def _whole_batches(model: LanguageModel, ids: Sequence[Sequence[int]]) -> Iterator[_WholeBatch]:
     scored = [row for row in range(len(ids)) if len(ids[row]) > 1]
     lengths = [len(ids[row]) - 1 for row in scored]
-    for places in token_batches(lengths, lengths):
+    for places in token_batches(lengths, head_positions=lengths):
         rows = [scored[place] for place in places]
         batch, mask = padded(model, [ids[row][:-1] for row in rows], "right")
         following = torch.tensor([token for row in rows for token in ids[row][1:]])
@@ -340,7 +342,7 @@ def continuation_log_likelihoods(
     model: LanguageModel,
     requests: Sequence[Request],
     *,
-    batch_tokens: int = _BATCH_TOKENS,
+    batch_tokens: int = BATCH_TOKENS,
     on_batch: Callable[[list[int], list[list[ContinuationScore]]], None] | None = None,
     progress: bool = True,
 ) -> list[list[ContinuationScore]]:
@@ -367,7 +369,8 @@ def continuation_log_likelihoods(
         By request and continuation.
     """
     result: list[list[ContinuationScore]] = [[] for _ in requests]
-    batches = list(token_batches(*request_sizes(requests), batch_tokens))
+    lengths, heads = request_sizes(requests)
+    batches = list(token_batches(lengths, batch_tokens, head_positions=heads))
     with tqdm(total=len(requests), desc="scoring", delay=1, disable=not progress) as bar:
         for places in batches:
             scores = _score_batch(model, [requests[place] for place in places])
@@ -430,7 +433,7 @@ def _score_from_cache(
     wanted = [(row, owner, continuations[row][0]) for row, owner in enumerate(owners)]
     n_states = len(requests)
     lengths = [len(continuations[row]) - 1 for row in longer]
-    batches = list(token_batches(lengths, lengths, _CONTINUATION_TOKENS))
+    batches = list(token_batches(lengths, CONTINUATION_TOKENS, head_positions=lengths))
     for places in batches:
         rows = [longer[place] for place in places]
         # Choosing rows changes a cache, and the batches that follow need it as it was.
@@ -523,7 +526,7 @@ class _Predicted:
     def logits(self) -> Iterator[torch.Tensor]:
         """Yield the logits of at most 512 states at a time."""
         decoder = self._model.model.get_decoder()
-        for part in self._states.split(_HEAD_POSITIONS):
+        for part in self._states.split(HEAD_POSITIONS):
             output = copy.copy(self._output)
             output["last_hidden_state"] = part[None]
             ids = torch.zeros((1, len(part)), dtype=torch.long, device=part.device)
@@ -542,8 +545,8 @@ class _Predicted:
         values = torch.empty(len(tokens))
         greedy = torch.empty(len(tokens), dtype=torch.bool)
         for n, logits in enumerate(self.logits()):
-            wanted = (places // _HEAD_POSITIONS == n).nonzero().squeeze(1)
-            found = _gather(logits, tokens[wanted], places[wanted] % _HEAD_POSITIONS)
+            wanted = (places // HEAD_POSITIONS == n).nonzero().squeeze(1)
+            found = _gather(logits, tokens[wanted], places[wanted] % HEAD_POSITIONS)
             values[wanted], greedy[wanted] = found
         return values, greedy
 
@@ -581,47 +584,6 @@ def _gather(
     tokens, index = (to_device(x, logits.device) for x in (tokens, index))
     values = logits[index, tokens].float() - normaliser[index]
     return values.cpu(), (likeliest[index] == tokens).cpu()
-
-
-def token_batches(
-    lengths: Sequence[int],
-    head_positions: Sequence[int],
-    batch_tokens: int = _BATCH_TOKENS,
-    *,
-    mix_lengths: bool = False,
-) -> Iterator[list[int]]:
-    """Yield rows of similar length together, longest first so that memory peaks at once.
-
-    Parameters
-    ----------
-    lengths : sequence of int
-        Tokens of every row.
-    head_positions : sequence of int
-        How many of its tokens reach the output head.
-    batch_tokens : int, default=2048
-        Most tokens of a batch, padding counted.
-    mix_lengths : bool, default=False
-        Whether a batch takes shorter rows until it is full, and not only until padding them
-        costs more than another batch.
-
-    Yields
-    ------
-    list of int
-        Places of rows.
-    """
-    batch: list[int] = []
-    positions = 0
-    for row in sorted(range(len(lengths)), key=lambda r: lengths[r], reverse=True):
-        positions += head_positions[row]
-        if batch and (
-            positions > _HEAD_POSITIONS
-            or is_full(len(batch), lengths[batch[0]], lengths[row], batch_tokens, mix_lengths)
-        ):
-            yield batch
-            batch, positions = [], head_positions[row]
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 def _inputs(batch: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:

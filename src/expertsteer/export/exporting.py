@@ -19,7 +19,7 @@ from expertsteer.models import LanguageModel, ModelSource, load_model
 from expertsteer.pack import SteeringPack
 from expertsteer.steering import check_strength
 
-__all__ = ["FORMATS", "ExportFormat", "Exported", "export_pack"]
+__all__ = ["FORMATS", "ExportFormat", "Exported", "export_pack", "written_files"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,14 @@ class ExportFormat:
         Of the file, appended where missing; None where a folder is written.
     loads_target : bool
         Whether the target itself is needed.
+    has_description : bool
+        Whether a JSON file beside it says what it is.
     """
 
     write: Callable[[ExportJob, Path], str]
     suffix: str | None
     loads_target: bool = False
+    has_description: bool = False
 
 
 FORMATS: dict[str, ExportFormat] = {
@@ -46,8 +49,8 @@ FORMATS: dict[str, ExportFormat] = {
     "lm-eval": ExportFormat(write_steer_file, ".pt"),
     "weights": ExportFormat(write_checkpoint, None, loads_target=True),
     "peft": ExportFormat(write_adapter, None, loads_target=True),
-    "torch": ExportFormat(write_safetensors, ".safetensors"),
-    "numpy": ExportFormat(write_npz, ".npz"),
+    "torch": ExportFormat(write_safetensors, ".safetensors", has_description=True),
+    "numpy": ExportFormat(write_npz, ".npz", has_description=True),
 }
 
 
@@ -115,7 +118,7 @@ def export_pack(
     if to not in FORMATS:
         raise ParameterError(f"Got to={to!r}, but expected one of {', '.join(FORMATS)}.")
     chosen = FORMATS[to]
-    path = _checked_path(Path(path), chosen, overwrite)
+    path = _checked_path(written_files(path, to), chosen, overwrite)
     vectors = {j: v.detach().cpu() for j, v in pack.scaled_vectors(strength).items()}
     model = None
     if chosen.loads_target:
@@ -126,14 +129,30 @@ def export_pack(
     return Exported(path, chosen.write(job, path))
 
 
-def _checked_path(path: Path, chosen: ExportFormat, overwrite: bool) -> Path:
-    """Return the full path, or raise before any work where it cannot be written."""
+def written_files(path: str | Path, to: str) -> tuple[Path, ...]:
+    """Return the files, or the folder, that a pack is written to in a format.
+
+    Parameters
+    ----------
+    path : str or Path
+        As in `export_pack`.
+    to : str
+        One of `FORMATS`.
+    """
+    path, chosen = Path(path), FORMATS[to]
+    if chosen.suffix is None:
+        return (path,)
+    if path.suffix != chosen.suffix:
+        path = path.with_name(path.name + chosen.suffix)
+    return (path, description_path(path)) if chosen.has_description else (path,)
+
+
+def _checked_path(written: tuple[Path, ...], chosen: ExportFormat, overwrite: bool) -> Path:
+    """Return the file or folder, or raise before any work where it cannot be written."""
+    path = written[0]
     if chosen.suffix is not None:
-        if path.suffix != chosen.suffix:
-            path = path.with_name(path.name + chosen.suffix)
-        require_writable(path)
-        if chosen.write in (write_safetensors, write_npz):
-            require_writable(description_path(path))
+        for each in written:
+            require_writable(each)
         return path
     if os.path.lexists(path) and not path.is_dir():
         raise ExpertSteerError(f"Cannot write the folder {path}: it is a file.")

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from expertsteer.models.loading import LanguageModel
 
-__all__ = ["HostCopy", "is_full", "padded", "position_ids", "to_device"]
+__all__ = [
+    "BATCH_TOKENS",
+    "CONTINUATION_TOKENS",
+    "HEAD_POSITIONS",
+    "HostCopy",
+    "padded",
+    "position_ids",
+    "to_device",
+    "token_batches",
+]
+
+BATCH_TOKENS = 2048
+# Continuations have few tokens each, and padding them multiplies these.
+CONTINUATION_TOKENS = 512
+# The output head writes positions x vocabulary numbers: 512 x 262,144 in float32 are 537 MB.
+HEAD_POSITIONS = 512
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -56,25 +71,50 @@ class HostCopy:
         return self._host.transpose(0, 1)
 
 
-def is_full(
-    n_rows: int, longest: int, following: int, batch_tokens: int, mix_lengths: bool = False
-) -> bool:
-    """Return whether a row has no place in a batch that was begun with longer ones.
+def token_batches(
+    lengths: Sequence[int],
+    batch_tokens: int = BATCH_TOKENS,
+    *,
+    head_positions: Sequence[int] | None = None,
+    mix_lengths: bool = False,
+) -> Iterator[list[int]]:
+    """Yield rows of similar length together, longest first so that memory peaks at once.
 
     Parameters
     ----------
-    n_rows, longest : int
-        Of the batch, and the tokens of its longest row.
-    following : int
-        Tokens of the row, no more than ``longest``.
-    batch_tokens : int
-        Most tokens of the batch, padding counted.
+    lengths : sequence of int
+        Tokens of every row.
+    batch_tokens : int, default=2048
+        Most tokens of a batch, padding counted.
+    head_positions : sequence of int, optional
+        How many tokens of a row reach the output head; a batch has 512 of them at most.
     mix_lengths : bool, default=False
-        Whether shorter rows are taken until the batch is full. Otherwise only until it is a
+        Whether a batch takes shorter rows until it is full. Otherwise only until it is a
         quarter full: from there on, padding them costs more than another batch.
+
+    Yields
+    ------
+    list of int
+        Places of rows.
     """
-    pads_too_much = following < longest and 4 * n_rows * longest >= batch_tokens
-    return (n_rows + 1) * longest > batch_tokens or (pads_too_much and not mix_lengths)
+    heads = head_positions or [0] * len(lengths)
+    batch: list[int] = []
+    positions = longest = 0
+    for row in sorted(range(len(lengths)), key=lambda r: lengths[r], reverse=True):
+        positions += heads[row]
+        pads_too_much = lengths[row] < longest and 4 * len(batch) * longest >= batch_tokens
+        if batch and (
+            positions > HEAD_POSITIONS
+            or (len(batch) + 1) * longest > batch_tokens
+            or (pads_too_much and not mix_lengths)
+        ):
+            yield batch
+            batch, positions = [], heads[row]
+        if not batch:
+            longest = lengths[row]
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def padded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,7 +13,14 @@ from transformers import DynamicCache
 
 from expertsteer.data import RenderedText
 from expertsteer.models import LanguageModel, block_output
-from expertsteer.models.batches import HostCopy, is_full, padded, position_ids, to_device
+from expertsteer.models.batches import (
+    CONTINUATION_TOKENS,
+    HostCopy,
+    padded,
+    position_ids,
+    to_device,
+    token_batches,
+)
 from expertsteer.states.positions import TokenIds, TokenSpan
 
 __all__ = [
@@ -304,27 +312,36 @@ class BlockReader:
             **position_ids(self.model, mask),
         )
         answers = [(place, span) for place, group in enumerate(groups) for span in group.spans]
-        owners = to_device(torch.tensor([place for place, _ in answers]), prompts.device)
-        cache.reorder_cache(cast(torch.LongTensor, owners))
-        shared = [len(groups[place].prompt) for place, _ in answers]
-        tails = [span.ids[n:] for (_, span), n in zip(answers, shared, strict=True)]
-        ids, new = padded(self.model, tails, "right")
-        whole = torch.cat([mask[owners], new], dim=1)
-        self._want(
-            [
-                (row, span.start - n, span.end - n)
-                for row, ((_, span), n) in enumerate(zip(answers, shared, strict=True))
-            ],
-            ids.shape[1],
-        )
-        self._pass(
-            input_ids=ids,
-            attention_mask=whole,
-            past_key_values=cache,
-            use_cache=True,
-            **position_ids(self.model, whole, ids.shape[1]),
-        )
-        return self.kept
+        tails = [span.ids[len(groups[place].prompt) :] for place, span in answers]
+        found: list[list[torch.Tensor]] = []
+        order: list[int] = []
+        batches = list(token_batches([len(tail) for tail in tails], CONTINUATION_TOKENS))
+        for rows in batches:
+            # Choosing rows changes a cache, and the batches that follow need it as it was.
+            prompt_cache = cache if rows is batches[-1] else copy.deepcopy(cache)
+            owners = to_device(torch.tensor([answers[row][0] for row in rows]), prompts.device)
+            prompt_cache.reorder_cache(cast(torch.LongTensor, owners))
+            ids, new = padded(self.model, [tails[row] for row in rows], "right")
+            whole = torch.cat([mask[owners], new], dim=1)
+            wanted = []
+            for place, (owner, span) in enumerate(answers[row] for row in rows):
+                n = len(groups[owner].prompt)
+                wanted.append((place, span.start - n, span.end - n))
+            self._want(wanted, ids.shape[1])
+            self._pass(
+                input_ids=ids,
+                attention_mask=whole,
+                past_key_values=prompt_cache,
+                use_cache=True,
+                **position_ids(self.model, whole, ids.shape[1]),
+            )
+            found.append(self.kept)
+            order += rows
+        back = torch.tensor(order).argsort()
+        return [
+            torch.cat(states)[to_device(back, states[0].device)]
+            for states in zip(*found, strict=True)
+        ]
 
 
 def plan_batches(
@@ -341,7 +358,7 @@ def plan_batches(
         All texts, those of the groups too.
     groups : sequence of PromptGroup
     batch_tokens : int
-        Most tokens of a batch, padding included.
+        Most tokens of a batch's texts, or of the prompts of its groups, padding included.
 
     Returns
     -------
@@ -349,31 +366,10 @@ def plan_batches(
         Longest first, so that memory peaks at once.
     """
     grouped = {span for group in groups for span in group.spans}
-    alone = [span for span in spans if span not in grouped]
-    return [*_text_batches(alone, batch_tokens), *_group_batches(groups, batch_tokens)]
-
-
-def _text_batches(spans: Sequence[TokenSpan], batch_tokens: int) -> Iterator[Batch]:
-    batch: list[TextGroup] = []
-    for group in sorted(text_groups(spans), key=lambda group: len(group.ids), reverse=True):
-        if batch and is_full(len(batch), len(batch[0].ids), len(group.ids), batch_tokens):
-            yield Batch.of_texts(batch)
-            batch = []
-        batch.append(group)
-    if batch:
-        yield Batch.of_texts(batch)
-
-
-def _group_batches(groups: Sequence[PromptGroup], batch_tokens: int) -> Iterator[Batch]:
-    """Group prompts of similar length; their answers count as well."""
-    batch: list[PromptGroup] = []
-    n_tails = 0
-    for group in sorted(groups, key=lambda g: len(g.prompt), reverse=True):
-        tails = group.n_tokens - len(group.prompt)
-        if batch and (len(batch) + 1) * len(batch[0].prompt) + n_tails + tails > batch_tokens:
-            yield Batch.of_groups(batch)
-            batch, n_tails = [], 0
-        batch.append(group)
-        n_tails += tails
-    if batch:
-        yield Batch.of_groups(batch)
+    whole = text_groups([span for span in spans if span not in grouped])
+    texts = token_batches([len(group.ids) for group in whole], batch_tokens)
+    prompts = token_batches([len(group.prompt) for group in groups], batch_tokens)
+    return [
+        *(Batch.of_texts([whole[place] for place in places]) for places in texts),
+        *(Batch.of_groups([groups[place] for place in places]) for places in prompts),
+    ]
