@@ -173,8 +173,13 @@ def test_an_alignment_on_plain_text_replaces_the_target(target, expert, tmp_path
     alignment = fit_alignment(target, expert, plain(), progress=False)
     assert [(p.expert_layer, p.target_layer) for p in alignment.pairs] == [(0, 0), (1, 1), (2, 2)]
     saved = Alignment.load(alignment.save(tmp_path / "alignment"))
-    pack = STEER.fit("no such model", expert, labelled(), alignment=saved, progress=False)
+    name = f"elsewhere/{target.description.name}"
+    pack = STEER.fit(name, expert, labelled(), alignment=saved, progress=False)
     assert pack.target == target.description
+    assert pack.provenance["settings"]["aligner"] == alignment.provenance["aligner"]
+    for other in ("no such model", expert):
+        with pytest.raises(PackError, match=r"with an alignment to .* but expected that one"):
+            STEER.fit(other, expert, labelled(), alignment=saved, progress=False)
     with pytest.raises(ParameterError, match="asks for"):
         ExpertSteer(strategy="explicit", pairs=((0, 2),)).fit(
             target, expert, labelled(), alignment=saved, progress=False

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from expertsteer.alignment import Alignment, Ridge
 from expertsteer.data import EffectWords, LabelledExamples
-from expertsteer.errors import ParameterError
+from expertsteer.errors import PackError, ParameterError
 from expertsteer.evaluation.effect import perplexity, word_log_odds
 from expertsteer.evaluation.intervals import mean_interval
 from expertsteer.layer_pair import LayerPair
@@ -143,13 +143,22 @@ def compare(
     Raises
     ------
     ParameterError
-        On an unknown method.
+        On an unknown method, or a strength that is zero or not finite.
     PackError
-        If the pack was made for another model.
+        If the pack was made for another model, or names no layer pair for a layer.
     """
     steer = steer or ExpertSteer()
     target_model = load_model(target)
     pack.check_target(target_model, force=force)
+    value = pack.resolve_strength(strength)
+    layers = tuple((pair.expert_layer, pair.target_layer) for pair in pack.pairs)
+    if sorted(j for _, j in layers) != list(pack.layers):
+        raise PackError(
+            f"Got a pack that steers the layers {', '.join(map(str, pack.layers))} and names the "
+            f"layer pairs {', '.join(f'{i}:{j}' for i, j in layers) or 'none'}, but expected a "
+            "pair for each layer: a comparison makes the other vectors from them. Give a pack "
+            "that fit has made."
+        )
     examples = data.for_fitting()
     corpus = examples if alignment_text is None else alignment_text
     if methods is None:
@@ -160,7 +169,6 @@ def compare(
     common: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
     expert_states, expert_texts = steer.collect(expert, examples, corpus, **common)
     target_states = steer.collect(target_model, examples, **common)[0]
-    layers = tuple((pair.expert_layer, pair.target_layer) for pair in pack.pairs)
     if "transferred" in methods and alignment is None and plain_text is not None:
         plain_expert = steer.collect(expert, plain_text, **common)[0]
         plain_target = steer.collect(target_model, plain_text, **common)[0]
@@ -171,7 +179,6 @@ def compare(
     reference = method_vectors("mean_difference", material)
     runs = [(n, s) for n in methods for s in (seeds if METHODS[n].seeded else seeds[:1])]
 
-    value = pack.strength if strength is None else strength
     unsteered = word_log_odds(target_model, words)
     rows = [
         ComparisonRow(

@@ -16,6 +16,7 @@ from expertsteer.directions import (
     LogisticProbe,
     MeanDifference,
     PrincipalComponent,
+    RecursiveFeatureMachine,
 )
 from expertsteer.errors import ParameterError
 from expertsteer.pipeline import ExpertSteer, fit_directions
@@ -76,7 +77,10 @@ def _own(finder: DirectionFinder) -> Callable[[Material, int], Vectors]:
 
 
 def _rfm(material: Material, seed: int) -> Vectors:
-    return _own(material.steer.direction)(material, seed)
+    # Another finder of the expert's directions has a row of its own.
+    chosen = material.steer.direction
+    is_rfm = isinstance(chosen, RecursiveFeatureMachine)
+    return _own(chosen if is_rfm else RecursiveFeatureMachine())(material, seed)
 
 
 def _random(material: Material, seed: int) -> Vectors:

@@ -162,6 +162,22 @@ class SteeringPack:
         inner = model.model if isinstance(model, LanguageModel) else model
         return Steering(inner, self.scaled_vectors(strength, relative=relative), positions)
 
+    def resolve_strength(self, strength: float | None = None) -> float:
+        """Return a strength to steer with, by default the pack's own.
+
+        Raises
+        ------
+        ParameterError
+            On a strength that is zero or not finite, and where none is named for a pack that
+            calibration has given strength 0.
+        """
+        if strength is None and self.strength == 0:
+            raise ParameterError(
+                "Got a pack of strength 0: calibration found nothing that beats the unsteered "
+                "model. Name a strength to steer all the same."
+            )
+        return check_strength(self.strength if strength is None else strength)
+
     def scaled_vectors(
         self, strength: float | None = None, *, relative: bool = True
     ) -> dict[int, torch.Tensor]:
@@ -183,12 +199,7 @@ class SteeringPack:
         ParameterError
             On a strength that is zero or not finite.
         """
-        if strength is None and self.strength == 0:
-            raise ParameterError(
-                "Got a pack of strength 0: calibration found nothing that beats the unsteered "
-                "model. Name a strength to steer all the same."
-            )
-        value = check_strength(self.strength if strength is None else strength)
+        value = self.resolve_strength(strength)
         scale = self.mean_residual_norms if relative else dict.fromkeys(self.vectors, 1.0)
         return {layer: v * (value * scale[layer]) for layer, v in self.vectors.items()}
 
@@ -244,21 +255,33 @@ class SteeringPack:
         return self.scale(-1.0)
 
     def __add__(self, other: SteeringPack) -> SteeringPack:
-        """Return a pack that adds what both add, at every layer of either."""
+        """Return a pack that adds what both add at their own strengths, at every layer of either.
+
+        Its strength is the first one's, and another strength scales both in proportion.
+
+        Raises
+        ------
+        PackError
+            If the packs are for different models.
+        ParameterError
+            If one of them has strength 0.
+        """
         difference = explain_mismatch(self.target, other.target)
         if difference:
             raise PackError(
                 f"Got packs for {self.target.name!r} and {other.target.name!r}, but only packs for "
                 f"one model add up: {difference}."
             )
+        own = self.resolve_strength()
         norms = other.mean_residual_norms | self.mean_residual_norms
         vectors = {}
         for layer in sorted(norms):
-            # Lengths are relative to each pack's own norm; bring both to the sum's.
+            # Lengths are relative to each pack's own norm and strength; bring both to the sum's.
             vectors[layer] = torch.zeros(self.target.width)
             for pack in (self, other):
                 if layer in pack.vectors:
                     share = pack.mean_residual_norms[layer] / norms[layer]
+                    share *= pack.resolve_strength() / own
                     vectors[layer] = vectors[layer] + share * pack.vectors[layer]
         return dataclasses.replace(
             self,

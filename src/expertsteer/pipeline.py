@@ -171,8 +171,10 @@ class ExpertSteer:
         if self.strategy == "validated":
             require_model(target)
             examples.require_both_classes("validation", min_rows=1)
-        # A wrong name should not cost the minutes of collecting from the expert.
-        if alignment is None and isinstance(target, ModelSource | str | Path):
+        if alignment is not None:
+            self._check_target(target, alignment)
+        elif isinstance(target, ModelSource | str | Path):
+            # A wrong name should not cost the minutes of collecting from the expert.
             locate_model(target.name if isinstance(target, ModelSource) else target)
         paired_texts = examples if alignment_text is None else alignment_text
 
@@ -328,6 +330,31 @@ class ExpertSteer:
                     f"Got bandwidth={bandwidth}, but expected a positive finite number."
                 )
 
+    def _check_target(self, target: ModelOrStates, alignment: Alignment) -> None:
+        """Raise where the target at hand is not the one that an alignment leads to.
+
+        A name is not looked up: the target need not be there.
+        """
+        if isinstance(target, States):
+            found = target.description.model
+        elif isinstance(target, LanguageModel):
+            found = target.description
+        else:
+            name = str(target.name if isinstance(target, ModelSource) else target)
+            known = alignment.target.name
+            if self.strategy == "validated" or Path(name).name == Path(known).name:
+                return  # "validated" loads it, and compares then
+            raise PackError(
+                f"Got the target {name!r} with an alignment to {known!r}, but expected that one. "
+                "Leave the target out, or name the model as the alignment does."
+            )
+        difference = explain_mismatch(alignment.target, found)
+        if difference:
+            raise PackError(
+                f"Got the target {found.name!r} with an alignment to {alignment.target.name!r}, "
+                f"but expected that one: {difference}."
+            )
+
     def _check_states(self, states: States, corpus: LabelledExamples | Sequence[str]) -> None:
         found = states.description
         if found.corpus != corpus_fingerprint(render_corpus(corpus)):
@@ -383,7 +410,7 @@ class ExpertSteer:
 
     def _provenance(self, examples: LabelledExamples, alignment: Alignment) -> dict[str, Any]:
         settings = {
-            "aligner": describe_settings(self.aligner),
+            "aligner": alignment.provenance["aligner"],
             "direction": describe_settings(self.direction),
         }
         return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ class Alignment:
             )
         if not bool(torch.isfinite(vector).all()) or not bool(vector.any()):
             raise DataError("Got a vector that is zero or not finite, but expected a direction.")
-        carried = vector @ weight
+        carried = vector @ weight.to(vector)
         return carried / carried.norm()
 
     def transfer(
@@ -170,7 +170,7 @@ class Alignment:
             allowed there.
         target_layers : sequence of int, optional
             Where to steer; default: every target layer this alignment pairs with the
-            expert layer.
+            expert layers, each of which then needs one.
         force : bool, default=False
             Accept a pack made for another model of the expert's depth and width.
 
@@ -184,8 +184,8 @@ class Alignment:
         PackError
             If the pack is not for this alignment's expert.
         ParameterError
-            If the alignment has no encoder for the layer, or two expert layers would
-            steer the same target layer.
+            If the alignment has no encoder for a layer, or two expert layers would steer the
+            same target layer.
         """
         if isinstance(vector, SteeringPack):
             if expert_layer is not None:
@@ -213,12 +213,7 @@ class Alignment:
         chosen = [pair for pair in self.pairs if pair.expert_layer in sources]
         if target_layers is not None:
             chosen = [pair for pair in chosen if pair.target_layer in target_layers]
-        if not chosen:
-            known = ", ".join(f"{p.expert_layer}->{p.target_layer}" for p in self.pairs)
-            raise ParameterError(
-                f"Got a vector for expert layers {sorted(sources)}, but this alignment pairs only "
-                f"{known}. Fit one with the layers you need."
-            )
+        self._require_layers(chosen, sources, target_layers)
         vectors: dict[int, torch.Tensor] = {}
         for pair in chosen:
             if pair.target_layer in vectors:
@@ -226,9 +221,11 @@ class Alignment:
                     f"Got two expert layers for target layer {pair.target_layer}. "
                     "Restrict the pack or name target_layers."
                 )
-            vectors[pair.target_layer] = self.encode_direction(
-                pair.expert_layer, pair.target_layer, sources[pair.expert_layer]
-            )
+            source = sources[pair.expert_layer]
+            carried = self.encode_direction(pair.expert_layer, pair.target_layer, source)
+            # The layers of a pack keep their lengths; a plain vector's is in no known unit.
+            length = float(source.norm()) if isinstance(vector, SteeringPack) else 1.0
+            vectors[pair.target_layer] = length * carried
         pack = SteeringPack(
             vectors=vectors,
             mean_residual_norms={j: self.mean_residual_norms[j] for j in vectors},
@@ -240,6 +237,26 @@ class Alignment:
         if strength is None:
             return pack.at_default_strength()
         return dataclasses.replace(pack, strength=strength)
+
+    def _require_layers(
+        self,
+        chosen: Sequence[LayerPair],
+        sources: Mapping[int, torch.Tensor],
+        target_layers: Sequence[int] | None,
+    ) -> None:
+        """Raise where a layer of the vector, or one to steer, would be left out unsaid."""
+        if target_layers is None:
+            left_out = sorted(set(sources) - {pair.expert_layer for pair in chosen})
+        else:
+            left_out = sorted(set(target_layers) - {pair.target_layer for pair in chosen})
+        if left_out or not chosen:
+            known = ", ".join(f"{p.expert_layer}->{p.target_layer}" for p in self.pairs)
+            steered = f" and target_layers={list(target_layers)}" if target_layers else ""
+            raise ParameterError(
+                f"Got a vector for expert layers {sorted(sources)}{steered}, but this alignment "
+                f"pairs only {known}, which leaves out {left_out}. Name the target_layers "
+                "(--target-layer) to do without, or fit an alignment with the layers you need."
+            )
 
     def summary(self) -> dict[str, Any]:
         """Return all but the encoders as plain JSON types."""

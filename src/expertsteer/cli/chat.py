@@ -45,11 +45,12 @@ def chat(
     from expertsteer.pack import SteeringPack
 
     loaded = [SteeringPack.load(path) for path in packs]
+    own_strength = loaded[0].resolve_strength(strength)
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)
     conversation = Conversation(
         load_model(loading.source(target, target_revision)),
         loaded,
-        strength=loaded[0].strength if strength is None else strength,
+        strength=own_strength,
         positions=positions.value,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

@@ -139,6 +139,8 @@ def compare(
     if strength is not None:
         check_strength(strength)
     known = SteeringPack.load(pack) if pack else None
+    if known:
+        known.resolve_strength(strength)
     plain_text = options.beginnings(text, n_beginnings, seed)
     loading = options.Loading(dtype, device, device_map, attn_implementation, trust_remote_code)
     target_model = load_model(loading.source(target, target_revision))

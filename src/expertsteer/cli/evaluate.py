@@ -178,9 +178,16 @@ def evaluate(
         )
     _refuse_others(named_sources[0], context.params)
     wanted = [check_strength(value) for value in strengths or []]
-    if wanted and pack is None:
-        raise ParameterError("Got --strength without a pack, but expected one to steer with.")
+    for option, is_set in (
+        ("--strength", bool(wanted)),
+        ("--positions", positions is not options.Positions.all),
+        ("--force", force),
+    ):
+        if is_set and pack is None:
+            raise ParameterError(f"Got {option} without a pack, but expected one to steer with.")
     known = SteeringPack.load(pack) if pack else None
+    if known and not wanted:
+        known.resolve_strength()
     named, serving = options.column_names(columns), options.role_names(roles)
     # Not what `calibrate` sets strengths by.
     plain = split_sentences(load_plain_text(text), n_plain)[1] if n_plain else []

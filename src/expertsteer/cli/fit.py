@@ -10,6 +10,7 @@ import typer
 from expertsteer.cli import method, options
 from expertsteer.cli.config import refuse_overwriting, saved_with_config, write_config
 from expertsteer.cli.show import answer, pairs_table, print_json, say
+from expertsteer.errors import ParameterError
 from expertsteer.processes import is_main_process
 
 __all__ = ["fit"]
@@ -88,6 +89,19 @@ def fit(
     from expertsteer.alignment import Alignment
 
     refuse_overwriting(context, *saved_with_config(output))
+    if alignment:
+        for name, is_set in (
+            ("paper", paper),
+            ("aligner", aligner is not method.AlignerName.aligned),
+            ("aligner-option", bool(aligner_options)),
+            ("estimator", estimator is not method.EstimatorName.gaussian),
+            ("text", text is not None),
+        ):
+            if is_set:
+                raise ParameterError(
+                    f"Got --{name} with --alignment, which is fitted already, but expected one of "
+                    "them. Leave one out."
+                )
     examples = options.load_data(
         data,
         kind=kind,

@@ -55,10 +55,9 @@ def generate(
     from expertsteer.generation import generate_side_by_side
     from expertsteer.models import load_model
     from expertsteer.pack import SteeringPack
-    from expertsteer.steering import check_strength
 
     loaded = [SteeringPack.load(path) for path in packs]
-    wanted = [check_strength(value) for value in strengths or [loaded[0].strength]]
+    wanted = [loaded[0].resolve_strength(value) for value in strengths or [None]]
     texts = list(prompts or [])
     if texts == ["-"]:
         texts = [line.strip() for line in sys.stdin if line.strip()]

@@ -13,7 +13,7 @@ from expertsteer.data.answers import ANSWER_SIGN, same_answer
 from expertsteer.data.examples import LabelledExamples
 from expertsteer.data.kinds import KINDS, Example, LabelReader, kind_of, word_of
 from expertsteer.data.readers import read_rows
-from expertsteer.data.splits import Row, assign_splits, draw_splits_by_group
+from expertsteer.data.splits import Row, assign_splits, complete_splits
 from expertsteer.errors import DataError, ParameterError
 
 __all__ = ["examples_of", "group_of", "load_examples", "load_rows"]
@@ -182,12 +182,7 @@ def examples_of(
             f"{', '.join(sorted({word_of(r.get('label')) for _, r in rows})[:12])}."
         )
     values = np.array([example.label for example in examples], dtype=np.int8)
-    if not any(splits):
-        splits = draw_splits_by_group(groups, values, split_fractions, seed)
-    elif not all(splits):
-        raise DataError(
-            f"Got {source} with a split in some rows only, but expected one in every row or none."
-        )
+    splits = complete_splits(splits, groups, values, source, split_fractions, seed)
     if kind == "open_answer":
         wrong = _wrong_answers(examples, splits, source, seed)
         examples = [each for pair in zip(examples, wrong, strict=True) for each in pair]

@@ -10,7 +10,7 @@ import numpy as np
 
 from expertsteer.errors import DataError, ParameterError
 
-__all__ = ["SPLITS", "Row", "assign_splits", "draw_splits", "draw_splits_by_group"]
+__all__ = ["SPLITS", "Row", "assign_splits", "complete_splits", "draw_splits"]
 
 SPLITS = ("train", "validation", "test")
 
@@ -123,24 +123,41 @@ def draw_splits(
     return names
 
 
-def draw_splits_by_group(
+def complete_splits(
+    given: Sequence[str],
     groups: Sequence[str],
     labels: np.ndarray,
+    source: str,
     fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
     seed: int = 0,
 ) -> list[str]:
-    """Return a split for each row; the rows of a group share theirs.
+    """Return a split for each row: those given, or drawn ones, which the rows of a group share.
 
     Parameters
     ----------
+    given : sequence of n str
+        A split in every row, or "" in every row.
     groups : sequence of n str
     labels : ndarray of shape (n,), int8
         +1 or -1. Groups of each class, by their first row, are drawn apart, so that every
         split gets its share of both.
+    source : str
+        For messages.
     fractions : tuple of 3 float, default=(0.6, 0.2, 0.2)
         Of train, validation and test.
     seed : int, default=0
+
+    Raises
+    ------
+    DataError
+        If some rows have a split and others have none.
     """
+    if all(given):
+        return list(given)
+    if any(given):
+        raise DataError(
+            f"Got {source} with a split in some rows only, but expected one in every row or none."
+        )
     first = {group: int(label) for group, label in reversed(list(zip(groups, labels, strict=True)))}
     names: dict[str, str] = {}
     rng = np.random.default_rng(seed)

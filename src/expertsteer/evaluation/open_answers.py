@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from expertsteer.data.answers import ANSWER_SIGN, question_prompt, same_answer
 from expertsteer.data.examples import fingerprint_of
 from expertsteer.data.formats import group_of, load_rows
-from expertsteer.data.splits import Row, draw_splits_by_group
+from expertsteer.data.splits import Row, complete_splits
 from expertsteer.errors import DataError, ParameterError
 from expertsteer.evaluation.questions import QuestionBatch, draw_questions, in_batches
 from expertsteer.evaluation.scoring import warn_of_cut_prompts
@@ -121,10 +122,15 @@ def open_questions_of(
         if not question or not answer:
             raise DataError(f"{place}: got no question or no answer, but expected both.")
         found.append((str(row.get("id") or f"row {number}"), question, answer, rationale))
-    splits = [row.get("split") or "" for _, row in rows]
-    if not any(splits):
-        groups = [group_of(row, number) for number, (_, row) in enumerate(rows)]
-        splits = draw_splits_by_group(groups, np.ones(len(rows), dtype=np.int8), seed=seed)
+    repeated = [name for name, n in Counter(name for name, *_ in found).items() if n > 1]
+    if repeated:
+        raise DataError(
+            f"Got {source} with the id {repeated[0]!r} in several rows, but expected each once. "
+            "Change the ids, or leave the column out."
+        )
+    groups = [group_of(row, number) for number, (_, row) in enumerate(rows)]
+    given = [row.get("split") or "" for _, row in rows]
+    splits = complete_splits(given, groups, np.ones(len(rows), dtype=np.int8), source, seed=seed)
     by_split: dict[str, list[tuple[str, str, str, str]]] = {}
     for each, name in zip(found, splits, strict=True):
         by_split.setdefault(name, []).append(each)

@@ -214,7 +214,7 @@ def steering_by_strength(
     """
     if pack is None:
         return {0.0: None}
-    values = dict.fromkeys([0.0, *(strengths or [pack.strength])])
+    values = dict.fromkeys([0.0, *(strengths or [pack.resolve_strength()])])
     return {
         strength: pack.apply(model, strength, positions, force=force) if strength else None
         for strength in values

@@ -9,6 +9,7 @@ from pathlib import Path
 from expertsteer.data import BENCHMARKS
 from expertsteer.data.formats import examples_of, load_rows
 from expertsteer.data.kinds import kind_of
+from expertsteer.errors import ParameterError
 from expertsteer.evaluation.multiple_choice import ChoiceTask, questions_of
 from expertsteer.evaluation.open_answers import OpenTask, open_questions_of
 from expertsteer.models import LanguageModel
@@ -27,7 +28,7 @@ def load_task(
     folder: str | Path | None = None,
     letters: bool = False,
     n_shots: int = 0,
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = None,
     batch_size: int = 8,
     chat_template: bool = False,
     limit: int | None = None,
@@ -48,9 +49,12 @@ def load_task(
     columns, roles, folder
         As in `load_examples`.
     letters : bool, default=False
-        See `ChoiceTask`.
-    n_shots, max_new_tokens, batch_size : int
-        See `load_open_questions` and `OpenTask`.
+        Of questions with choices alone, see `ChoiceTask`.
+    n_shots : int, default=0
+    max_new_tokens : int, optional
+        Of open answers alone, see `load_open_questions` and `OpenTask`; default: 256.
+    batch_size : int, default=8
+        Open answers at once.
     chat_template : bool, default=False
     limit : int, optional
         Most questions, drawn at random.
@@ -65,6 +69,8 @@ def load_task(
     ------
     DataError
         If the file is unusable or the split empty.
+    ParameterError
+        On a setting that questions of this kind have no use of.
     """
     origin = Path(source).name if Path(source).exists() else str(source)
     asked = {"split": split, "limit": limit, "seed": seed, "chat_template": chat_template}
@@ -73,7 +79,18 @@ def load_task(
     if kind == "auto" and str(source) in BENCHMARKS:
         kind = BENCHMARKS[str(source)].kind
     kind = kind_of(rows, kind, str(source))
-    if kind == "open_answer":
+    is_open = kind == "open_answer"
+    idle = (
+        {"letters": letters} if is_open else {"n_shots": n_shots, "max_new_tokens": max_new_tokens}
+    )
+    for name, value in idle.items():
+        if value:
+            raise ParameterError(
+                f"Got {name}={value} for {origin}, whose questions are "
+                f"{'answered in words' if is_open else 'scored by the likelihood of their choices'}"
+                ", but expected it left out: it would change nothing."
+            )
+    if is_open:
         opened = open_questions_of(
             rows, str(source), split=split, n_shots=n_shots, limit=limit, seed=seed
         )
@@ -86,7 +103,9 @@ def load_task(
                 )
                 for question in opened
             ]
-        return OpenTask(tuple(opened), max_new_tokens, batch_size, about | {"n_shots": n_shots})
+        return OpenTask(
+            tuple(opened), max_new_tokens or 256, batch_size, about | {"n_shots": n_shots}
+        )
     examples = examples_of(rows, kind, str(source), seed=seed)
     questions = questions_of(
         examples, model, split=split, chat_template=chat_template, limit=limit, seed=seed

@@ -35,10 +35,10 @@ def write_safetensors(job: ExportJob, path: Path) -> str:
 
 
 def write_npz(job: ExportJob, path: Path) -> str:
-    """Write what ``numpy.load`` reads, without pickles."""
+    """Write what ``numpy.load`` reads; arrays of numbers need no pickle."""
     arrays = {str(layer): vector.numpy() for layer, vector in job.vectors.items()}
     with replacing(path) as scratch, scratch.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType] - the names are numbers
     return _describe(job, path)
 
 

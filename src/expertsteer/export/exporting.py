@@ -17,7 +17,6 @@ from expertsteer.export.weights import write_checkpoint
 from expertsteer.files import require_writable
 from expertsteer.models import LanguageModel, ModelSource, load_model
 from expertsteer.pack import SteeringPack
-from expertsteer.steering import check_strength
 
 __all__ = ["FORMATS", "ExportFormat", "Exported", "export_pack", "written_files"]
 
@@ -124,7 +123,7 @@ def export_pack(
     if chosen.loads_target:
         model = load_model(pack.target.name if target is None else target)
         pack.check_target(model, force=force)
-    value = check_strength(pack.strength if strength is None else strength)
+    value = pack.resolve_strength(strength)
     job = ExportJob(pack, value, dict(sorted(vectors.items())), model, overwrite)
     return Exported(path, chosen.write(job, path))
 

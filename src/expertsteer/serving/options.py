@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import socket
 from dataclasses import dataclass
 
@@ -61,6 +62,11 @@ class ServeOptions:
     engine_arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not (math.isfinite(self.shutdown_timeout) and self.shutdown_timeout >= 0):
+            raise ParameterError(
+                f"Got shutdown_timeout={self.shutdown_timeout:g}, but expected a finite number of "
+                "seconds, 0 or more."
+            )
         if self.api_key is not None and not self.api_key.strip():
             raise ParameterError("Got an empty API key, but expected some characters, or none.")
         if self.api_key is None and not is_loopback(self.host):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from expertsteer.errors import ParameterError
@@ -38,6 +39,7 @@ def serve_with_vllm(options: ServeOptions) -> None:
     """
     model = options.model
     _refuse_transformers_settings(model)
+    _refuse_own_options(options.engine_arguments)
     location = locate_model(model.name)
     shelf = Shelf.load(options.packs)
     if Path(location).is_dir():
@@ -47,6 +49,7 @@ def serve_with_vllm(options: ServeOptions) -> None:
     settings = {"expertsteer": {"packs": packs, "force": options.force}}
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", location),
+        *options.engine_arguments,
         *("--host", options.host, "--port", str(options.port)),
         *("--served-model-name", options.model_name),
         *("--dtype", str(model.dtype).removeprefix("torch.")),
@@ -61,7 +64,23 @@ def serve_with_vllm(options: ServeOptions) -> None:
         environment[_API_KEY_VARIABLE] = options.api_key
     sys.stdout.flush()
     # The server takes this process's place: signals reach it, and its status is ours.
-    os.execve(sys.executable, [*command, *options.engine_arguments], environment)
+    os.execve(sys.executable, command, environment)
+
+
+def _refuse_own_options(arguments: Sequence[str]) -> None:
+    # The packs are in the additional configuration; the others decide who can reach the server.
+    for argument in arguments:
+        name = argument.partition("=")[0].replace("_", "-")
+        if name == "--additional-config":
+            raise ParameterError(
+                f"Got {argument} behind --, but expected other options there: the packs go to "
+                "vLLM in it. Leave it out."
+            )
+        if name in ("--host", "--port", "--api-key", "--served-model-name", "--uds"):
+            raise ParameterError(
+                f"Got {argument} behind --, but expected it before: --host, --port, --api-key and "
+                "--served-model-name are options of expertsteer serve, and --uds is none."
+            )
 
 
 def _refuse_transformers_settings(model: ModelSource) -> None:
