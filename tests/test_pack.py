@@ -220,6 +220,17 @@ def test_several_packs_at_once_do_what_their_sum_does():
     assert torch.allclose(states(model, weighted)[2], apart[2], atol=1e-5)
 
 
+def test_a_sum_is_of_what_each_adds_at_its_own_strength():
+    model = tiny_model("llama")
+    one, two = make(layers=(0, 1), strength=0.1), make(layers=(1, 2), seed=10, strength=0.3)
+    apart = states(model, one.apply(model), two.apply(model))
+    for total in (one + two, two + one):
+        for left, right in zip(states(model, total.apply(model)), apart, strict=True):
+            assert torch.allclose(left, right, atol=1e-5)
+    with pytest.raises(ParameterError, match="strength 0"):
+        _ = one + make(strength=0.0)
+
+
 # Algebra --------------------------------------------------------------------------------
 
 

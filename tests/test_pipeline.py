@@ -202,6 +202,16 @@ def test_transfer_carries_packs_and_plain_vectors(target, expert):
     assert torch.allclose(carried.vectors[2], expected / expected.norm(), atol=1e-6)
     assert carried.target == target.description
 
+    longer = dataclasses.replace(own, vectors={1: 3.0 * own.vectors[1]})
+    torch.testing.assert_close(alignment.transfer(longer).vectors[2], 3.0 * carried.vectors[2])
+    both = SteeringPack(
+        {1: own.vectors[1], 2: own.vectors[1]}, {1: 1.0, 2: 1.0}, expert.description
+    )
+    with pytest.raises(ParameterError, match=r"layers \[1, 2\], .* leaves out \[2\]"):
+        alignment.transfer(both)
+    assert alignment.transfer(both, target_layers=[2]).layers == (2,)
+    with pytest.raises(ParameterError, match=r"target_layers=\[2, 0\].* leaves out \[0\]"):
+        alignment.transfer(both, target_layers=[2, 0])
     with pytest.raises(ParameterError, match="pairs only 1->2, 0->1"):
         alignment.transfer(own.vectors[1], expert_layer=2)
     with pytest.raises(ParameterError, match="without expert_layer"):

@@ -15,7 +15,8 @@ STATES_KIND = "saved-states"
 def describe_artifact(path: str | Path) -> tuple[str, dict[str, Any]]:
     """Return what a steering pack, an alignment or a folder of saved states holds.
 
-    The files are checked to be whole. torch is loaded for states alone, which may be large.
+    The files are checked to be whole. torch is loaded for states alone, a shard at
+    a time.
 
     Parameters
     ----------
@@ -37,7 +38,7 @@ def describe_artifact(path: str | Path) -> tuple[str, dict[str, Any]]:
     """
     path = Path(path)
     if path.is_dir():
-        from expertsteer.states import States
+        from expertsteer.states.saved import check_states
 
-        return STATES_KIND, States.load(path).summary()
+        return STATES_KIND, check_states(path).to_dict()
     return read_description(path, (PACK_KIND, ALIGNMENT_KIND))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import TextIteratorStreamer
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from expertsteer.errors import ParameterError
 from expertsteer.generation import require_room, sampling_options
@@ -17,6 +17,19 @@ from expertsteer.pack import SteeringPack
 from expertsteer.steering import check_strength
 
 __all__ = ["Conversation"]
+
+
+class _Abandoned(StoppingCriteria):
+    """Ends a generation that nobody listens to any more."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any
+    ) -> torch.BoolTensor:
+        ended = torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+        return cast(torch.BoolTensor, ended)
 
 
 class Conversation:
@@ -118,21 +131,30 @@ class Conversation:
         require_room(self.model, inputs["input_ids"].shape[1], self.max_new_tokens)
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         failure: list[BaseException] = []
+        abandoned = _Abandoned()
         worker = threading.Thread(
-            target=self._generate, args=(inputs, streamer, failure), daemon=True
+            target=self._generate, args=(inputs, streamer, abandoned, failure), daemon=True
         )
         worker.start()
         said = ""
-        for piece in streamer:
-            said += piece
-            yield piece
-        worker.join()
+        try:
+            for piece in streamer:
+                said += piece
+                yield piece
+        finally:
+            # Nobody may listen to the end; the model is not to go on, steered, behind it.
+            abandoned.event.set()
+            worker.join()
         if failure:
             raise failure[0]
         self.turns = [*turns, {"role": "assistant", "content": said}]
 
     def _generate(
-        self, inputs: Any, streamer: TextIteratorStreamer, failure: list[BaseException]
+        self,
+        inputs: Any,
+        streamer: TextIteratorStreamer,
+        abandoned: _Abandoned,
+        failure: list[BaseException],
     ) -> None:
         try:
             with ExitStack() as stack:
@@ -145,6 +167,7 @@ class Conversation:
                     **inputs,
                     max_new_tokens=self.max_new_tokens,
                     streamer=streamer,
+                    stopping_criteria=StoppingCriteriaList([abandoned]),
                     **self.sampling,
                 )
         except BaseException as error:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from expertsteer.errors import ExpertSteerError, ParameterError
 
 __all__ = [
@@ -48,7 +50,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield scratch
         scratch.chmod(0o666 & ~_umask())
         os.replace(scratch, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _cannot_write(path, error) from error
     finally:
         scratch.unlink(missing_ok=True)
@@ -90,7 +92,7 @@ def replacing_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[P
             _exchange_folders(scratch, path)
         else:
             os.replace(scratch, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _cannot_write(path, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -210,8 +212,10 @@ def _scratch_beside(path: Path) -> Path:
     return Path(name)
 
 
-def _cannot_write(path: Path, error: OSError) -> ExpertSteerError:
-    return ExpertSteerError(f"Cannot write {path}: {error.strerror or error}.")
+def _cannot_write(path: Path, error: OSError | SafetensorError) -> ExpertSteerError:
+    # safetensors has an error of its own for a full disk, among others.
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return ExpertSteerError(f"Cannot write {path}: {reason}.")
 
 
 def write_text(path: str | Path, text: str) -> None:

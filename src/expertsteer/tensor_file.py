@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from expertsteer.errors import ExpertSteerError, PackError
+from expertsteer.errors import PackError
 from expertsteer.files import replacing
 
 if TYPE_CHECKING:
@@ -87,10 +87,7 @@ def save_tensor_file(
         "sha256": _digest({name: _given(tensor) for name, tensor in plain.items()}, text),
     }
     with replacing(path) as scratch:
-        try:
-            save_file(plain, scratch, metadata)
-        except SafetensorError as error:  # how the library reports a full disk
-            raise ExpertSteerError(f"Cannot write {path}: {error}.") from error
+        save_file(plain, scratch, metadata)
     return path
 
 

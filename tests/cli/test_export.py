@@ -90,6 +90,25 @@ def test_a_folder_is_replaced_when_told(run, work, pack_file, refused):
     assert not (work / "out" / "notes.txt").exists()
 
 
+def test_no_command_replaces_what_it_reads(run, work, pack_file, refused, world):
+    own = work / "happy.safetensors"
+    own.write_bytes(pack_file.read_bytes())
+    says = ("replace happy.safetensors", "the pack,", "another --output")
+    refused("export", own.name, "--to", "torch", "-o", "happy", says=says)
+    assert run("export", own.name, "--to", "gguf", "-o", "happy").code == 0
+    (work / "vector.safetensors").write_bytes(pack_file.read_bytes())
+    carry = ("transfer", "vector.safetensors", "-a", "alignment.safetensors", "-o", "vector")
+    refused(*carry, says=("replace vector.safetensors", "the vector,"))
+    # A configuration in the user's words stays in them, and is no longer true with other options.
+    config = work / "back.yaml"
+    words = f"# mine\nfile: happy.gguf\ntarget: {world.target}\ntext: {world.text}\noutput: back\n"
+    config.write_text(words + "n_beginnings: 30\n")
+    assert run("import", "--config", "back.yaml").code == 0
+    assert config.read_text().startswith("# mine")
+    again = ("import", "--config", "back.yaml", "--seed", 1)
+    refused(*again, says=("replace back.yaml", "the config,"))
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

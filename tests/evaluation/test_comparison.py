@@ -11,7 +11,8 @@ from expertsteer.alignment import AutoEncoder
 from expertsteer.cli.compare import MethodName
 from expertsteer.comparison import compare
 from expertsteer.data import EffectWords
-from expertsteer.errors import ParameterError
+from expertsteer.directions import PrincipalComponent
+from expertsteer.errors import PackError, ParameterError
 from expertsteer.methods import METHODS, shuffled_labels
 from expertsteer.pipeline import ExpertSteer
 from helpers import tiny_language_model
@@ -97,6 +98,30 @@ def test_every_method_of_the_command_line_can_be_named(quick_paper):
     assert [row.method for row in few.rows[1:]] == [
         METHODS[name].label for name in ("pca", "probe", "expertsteer")
     ]
+    # What finds the expert's direction has no part in the rows that are called RFM.
+    other = dataclasses.replace(steer, direction=PrincipalComponent())
+    rows = [
+        compare(
+            target,
+            expert,
+            labelled(),
+            WORDS,
+            methods=["pca", "rfm"],
+            **(settings | {"steer": chosen}),
+        ).rows[1:]
+        for chosen in (steer, other)
+    ]
+    assert rows[0] == rows[1]
+    assert rows[0][0].cosine != pytest.approx(rows[0][1].cosine)
+    for strength in (0.0, None):
+        with pytest.raises(ParameterError, match=r"strength"):
+            idle = dataclasses.replace(pack, strength=0.0)
+            compare(
+                target, expert, labelled(), WORDS, strength=strength, **(settings | {"pack": idle})
+            )
+    with pytest.raises(PackError, match=r"layer pairs none, but expected a pair"):
+        imported = dataclasses.replace(pack, pairs=())
+        compare(target, expert, labelled(), WORDS, **(settings | {"pack": imported}))
     with pytest.raises(ParameterError, match=r"method='magic'.*pca"):
         compare(target, expert, labelled(), WORDS, methods=["magic"], **settings)
     with pytest.raises(ParameterError, match="plain text"):

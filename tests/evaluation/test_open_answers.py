@@ -204,3 +204,28 @@ def test_the_file_of_a_task_is_read_once(path, monkeypatch):
     monkeypatch.setattr(formats, "read_rows", read)
     load_task(path, tiny_language_model("llama"))
     assert len(reads) == 1
+
+
+def test_settings_that_a_kind_has_no_use_of_are_refused(path, tmp_path):
+    model = tiny_language_model("llama")
+    file = tmp_path / "choices.jsonl"
+    row = {"question": "w1", "choices": ["w2", "w3"], "answer": 0, "split": "test"}
+    file.write_text(json.dumps(row) + "\n")
+    for setting in ({"n_shots": 5}, {"max_new_tokens": 9}):
+        ((name, value),) = setting.items()
+        with pytest.raises(ParameterError, match=rf"{name}={value} for choices\.jsonl.*likelihood"):
+            load_task(file, model, **setting)
+    with pytest.raises(ParameterError, match=r"letters=True for .* answered in words"):
+        load_task(path, model, letters=True)
+
+
+def test_ids_and_splits_that_would_lose_questions_are_refused(tmp_path):
+    file = tmp_path / "open.jsonl"
+    rows = [{"id": n % 2, "question": f"w{n}", "answer": "1", "split": "test"} for n in range(3)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="the id '0' in several rows"):
+        load_open_questions(file)
+    rows = [{"question": f"w{n}", "answer": "1", "split": "test" if n else None} for n in range(3)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="a split in some rows only"):
+        load_open_questions(file)

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from expertsteer.data import RenderedText
+from expertsteer.errors import DataError
 from expertsteer.evaluation import scoring
 from expertsteer.evaluation.scoring import (
     Request,
     continuation_log_likelihoods,
+    encode_request,
     token_divergences,
     token_log_likelihoods,
 )
@@ -93,6 +95,14 @@ def by_hand(model, text, steering=None):
             with steering:
                 scores = model.model(ids).logits[0, :-1].log_softmax(-1)
     return scores, ids[0, 1:]
+
+
+def test_an_answer_that_no_context_holds_is_refused():
+    model = tiny_language_model("llama")
+    with pytest.raises(DataError, match=f"answer of {CONTEXT + 1} tokens, .* holds {CONTEXT}"):
+        encode_request(model, "w1 w2", ["w3 " * (CONTEXT + 1)])
+    request, is_cut = encode_request(model, "w1 w2", ["w3 " * CONTEXT])
+    assert (len(request.context), is_cut) == (1, True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -51,7 +51,8 @@ def test_the_command_names_model_packs_and_address(folder, pack, started, monkey
     ((program, command, environment),) = started
     assert program == sys.executable
     assert command[1:5] == ["-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
-    given = dict(zip(command[5:-2:2], command[6:-2:2], strict=True))
+    assert command[5] == "--enforce-eager"
+    given = dict(zip(command[6:-1:2], command[7:-1:2], strict=True))
     settings = {"packs": {"happy": str(pack), "glad": str(pack)}, "force": False}
     assert json.loads(given.pop("--additional-config")) == {"expertsteer": settings}
     assert given == {
@@ -61,7 +62,7 @@ def test_the_command_names_model_packs_and_address(folder, pack, started, monkey
         "--dtype": "float32",
         "--revision": "v1",
     }
-    assert command[-2:] == ["--trust-remote-code", "--enforce-eager"]
+    assert command[-1] == "--trust-remote-code"
     assert environment["VLLM_API_KEY"] == "secret"
     assert "secret" not in command
 
@@ -79,4 +80,19 @@ def test_a_pack_for_another_model_is_refused(folder, pack, started, tmp_path):
 def test_a_setting_that_vllm_makes_is_refused(folder, pack, started):
     with pytest.raises(ParameterError, match="device='cuda:0' with vLLM"):
         serve_with_vllm(ServeOptions(ModelSource(str(folder), device="cuda:0"), (str(pack),)))
+    assert not started
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["--host", "--host=0.0.0.0", "--port", "--api_key=x", "--served-model-name", "--uds=/s"],
+)
+def test_what_decides_who_can_connect_is_not_overruled(folder, pack, started, argument):
+    options = ServeOptions(ModelSource(str(folder)), (str(pack),), engine_arguments=(argument,))
+    with pytest.raises(ParameterError, match=f"Got {argument} behind --, but expected it before"):
+        serve_with_vllm(options)
+    settings = ("--additional-config", "{}")
+    options = ServeOptions(ModelSource(str(folder)), (str(pack),), engine_arguments=settings)
+    with pytest.raises(ParameterError, match="the packs go to vLLM in it"):
+        serve_with_vllm(options)
     assert not started

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -14,13 +16,16 @@ from transformers import (
     TextIteratorStreamer,
 )
 
+from expertsteer.chatting import Conversation
 from expertsteer.models import find_blocks
 from expertsteer.steering import STEERED_POSITIONS, Steering
 from helpers import (
     CONTEXT,
     BlockOutputs,
+    pack_for,
     random_ids,
     random_vector,
+    tiny_language_model,
     tiny_model,
     tiny_tokenizer,
 )
@@ -425,3 +430,25 @@ def test_the_text_half_of_a_vision_language_model(vision_language_model, positio
     if chosen is not None:
         expected[:, chosen] = VECTORS[0]
     assert torch.allclose(added, expected, atol=1e-6)
+
+
+def test_a_model_that_is_steered_can_go():
+    model = tiny_model("llama")
+    gone = weakref.ref(model)
+    Steering(model, VECTORS, "generated").attach()
+    assert "generate" in vars(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_an_abandoned_reply_ends_and_leaves_the_model_as_it_was():
+    model = tiny_language_model("llama")
+    pack = pack_for(model)
+    conversation = Conversation(model, [pack], strength=0.5, max_new_tokens=40, temperature=0)
+    reply = conversation.reply("w1 w2")
+    next(reply)
+    reply.close()
+    assert not any(block._forward_hooks for block in model.blocks)
+    assert conversation.turns == []
+    assert "".join(conversation.reply("w1 w2"))

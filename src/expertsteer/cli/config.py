@@ -95,7 +95,7 @@ def refuse_overwriting(context: typer.Context, *written: Path) -> None:
         for each in value if isinstance(value, list | tuple) else [value]:
             if isinstance(each, str | Path) and Path(each).resolve() in places and _is_there(each):
                 raise ParameterError(
-                    f"Got an output that would replace {each}, which is what --{name} reads, but "
+                    f"Got an output that would replace {each}, which is read as the {name}, but "
                     "expected another place. Choose another --output."
                 )
 
@@ -127,8 +127,9 @@ def write_config(context: typer.Context, output: Path) -> Path:
 
     path = config_path(output)
     given = context.params.get("config")
-    if given is not None and Path(given).resolve() == path.resolve():
-        return path  # it says all of it, in its author's words
+    is_whole = given is not None and not _said_on_command_line(context)
+    if is_whole and Path(given).resolve() == path.resolve():
+        return path  # in its author's words
     values = {
         name: _plain(value)
         for name, value in context.params.items()

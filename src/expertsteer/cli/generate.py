@@ -60,7 +60,12 @@ def generate(
     wanted = [loaded[0].resolve_strength(value) for value in strengths or [None]]
     texts = list(prompts or [])
     if texts == ["-"]:
-        texts = [line.strip() for line in sys.stdin if line.strip()]
+        try:
+            texts = [line.strip() for line in sys.stdin if line.strip()]
+        except UnicodeDecodeError as error:
+            raise ParameterError(
+                "Got prompts on standard input that are not UTF-8, but expected text. Convert them."
+            ) from error
     if prompt_file:
         texts += load_plain_lines(prompt_file)
     if not texts:

@@ -208,7 +208,7 @@ def parse_pairs(pairs: list[str] | None) -> tuple[tuple[int, int], ...] | None:
     parsed = []
     for pair in pairs:
         parts = pair.split(":")
-        if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
             raise ParameterError(f"Got --pair {pair}, but expected EXPERT:TARGET, such as 18:9.")
         parsed.append((int(parts[0]), int(parts[1])))
     return tuple(parsed)

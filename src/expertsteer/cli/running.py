@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ __all__ = ["INTERRUPTED", "Outcome", "report", "run", "run_script"]
 # What shells and typer make of Ctrl-C.
 INTERRUPTED = 130
 # Typer has moved click's errors between releases; this way to them stays.
+# The CPU's allocator and those of accelerators have no class in common.
+_OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)
 _UsageError: Any = typer.BadParameter.__base__
 
 
@@ -59,10 +62,13 @@ def run(app: typer.Typer) -> Outcome:
         return Outcome(1, str(error))
     except (MemoryError, RuntimeError) as error:
         # torch has no class of its own for what the CPU's memory cannot hold.
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        reason = str(error)
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(reason):
             raise
+        said = f" ({' '.join(reason.split())[:200]})" if reason else ""
         return Outcome(
-            1, "Out of memory. Use fewer layers or texts, a lower --dtype or a smaller model."
+            1,
+            f"Out of memory{said}. Use fewer layers or texts, a lower --dtype or a smaller model.",
         )
 
 

@@ -58,7 +58,7 @@ def study(
         )
         if dry_run:
             return
-    written = write_report(output)
+    written = write_report(output, settings)
     if as_json:
         print_json({"files": [str(path) for path in written]})
     else:

@@ -98,7 +98,7 @@ def encode_request(
     Raises
     ------
     DataError
-        If an answer has no tokens of its own.
+        If an answer has no tokens of its own, or more than the context holds.
     """
     stripped = prompt.rstrip()
     answers = [prompt[len(stripped) :] + answer for answer in answers]
@@ -114,7 +114,13 @@ def encode_request(
             )
         continuations.append(tuple(tokens))
     # The newest token is predicted and never read.
-    room = model.context_length - max(map(len, continuations)) + 1
+    longest = max(map(len, continuations))
+    room = model.context_length - longest + 1
+    if room < 1:
+        raise DataError(
+            f"Got an answer of {longest} tokens, but the context of {model.name} holds "
+            f"{model.context_length}. Shorten or remove the row."
+        )
     return Request(tuple(context[-room:]), tuple(continuations)), len(context) > room
 
 

@@ -100,8 +100,14 @@ def _stored_parameters(
                 "model under its name. A checkpoint that is quantised, or whose tensors "
                 "transformers renames, cannot be described without loading it."
             )
-        with safe_open(files[stored], framework="pt") as file:
-            tensor = file.get_tensor(stored)
+        try:
+            with safe_open(files[stored], framework="pt") as file:
+                tensor = file.get_tensor(stored)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(
+                f"Got {folder}, but expected the tensor {stored!r} in {files[stored].name}, as its "
+                f"index says ({error}). Download the checkpoint again."
+            ) from error
         if tuple(tensor.shape) != shape:
             raise ModelError(
                 f"Got {folder} with {name!r} of shape {tuple(tensor.shape)}, but expected {shape}."

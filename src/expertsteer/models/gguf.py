@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
-from expertsteer.errors import ModelError
+from expertsteer.errors import ExpertSteerError, ModelError
+from expertsteer.files import replacing_folder
 from expertsteer.models.cache import cache_root, require_disk
 
 __all__ = ["converted_checkpoint", "converted_folder", "file_hash", "require_gguf_package"]
@@ -76,15 +74,12 @@ def converted_checkpoint(path: Path, sha256: str | None = None) -> Path:
             )
     require_gguf_package(path.name)
     require_disk(folder.parent, _float32_bytes(path), f"the converted checkpoint of {path.name}")
-    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:
-        _convert(path, scratch)
-        os.replace(scratch, folder)
-    except OSError:
+        with replacing_folder(folder) as scratch:
+            _convert(path, scratch)
+    except ExpertSteerError:
         if not folder.exists():  # otherwise another process finished the same conversion
             raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from expertsteer.processes import is_main_process, process_index, wait_for_all
 from expertsteer.states.states import States, StatesDescription
 from expertsteer.tensor_file import load_tensor_file, save_tensor_file
 
-__all__ = ["SAVED_VERSION", "SavedStates", "ShardWriter", "load_states"]
+__all__ = ["SAVED_VERSION", "SavedStates", "ShardWriter", "check_states", "load_states"]
 
 SAVED_VERSION = 2
 _FORMAT = {"format": "expertsteer-states", "version": SAVED_VERSION}
@@ -175,18 +175,40 @@ def load_states(folder: Path) -> States:
     """Load finished states; see `States.load`."""
     description = _read_manifest(folder)
     values = _empty_values(description, "cpu")
+    for rows, saved in _whole_shards(folder, description):
+        values[rows] = saved
+    return States(values, description)
+
+
+def check_states(folder: Path) -> StatesDescription:
+    """Return what a folder of finished states holds, with one shard in memory at a time.
+
+    Raises
+    ------
+    StatesError
+        As `States.load` does.
+    """
+    description = _read_manifest(folder)
+    for _ in _whole_shards(folder, description):
+        pass
+    return description
+
+
+def _whole_shards(
+    folder: Path, description: StatesDescription
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the rows and values of all shards; at the end, raise unless every row was there."""
     done: set[int] = set()
     damaged: list[str] = []
     for path in _shards(folder):
         try:
-            rows, saved = _read_shard(path, description)
+            rows, values = _read_shard(path, description)
         except StatesError:
             damaged.append(path.name)
             continue
-        values[rows] = saved
         done.update(rows.tolist())
+        yield rows, values
     _require_all(folder, description, len(done), damaged)
-    return States(values, description)
 
 
 def _require_all(

@@ -6,7 +6,6 @@ import functools
 import inspect
 import math
 import sys
-import weakref
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -222,23 +221,24 @@ class _Watch:
             self.model.generate = self.shadowed
 
 
-_watches: weakref.WeakKeyDictionary[Any, _Watch] = weakref.WeakKeyDictionary()
+# On the model itself: they go when it goes.
+_WATCH = "_expertsteer_watch"
 
 
 def _tracker_of(model: Any) -> PositionTracker:
-    watch = _watches.get(model)
+    watch = vars(model).get(_WATCH)
     if watch is None:
-        watch = _watches[model] = _Watch(model)
+        watch = vars(model)[_WATCH] = _Watch(model)
     watch.users += 1
     return watch.tracker
 
 
 def _release_tracker(model: Any) -> None:
-    watch = _watches[model]
+    watch = vars(model)[_WATCH]
     watch.users -= 1
     if watch.users == 0:
         watch.remove()
-        del _watches[model]
+        del vars(model)[_WATCH]
 
 
 def _forget_compiled_code() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -111,9 +112,10 @@ def estimate_seconds(
         known = [
             row["total_seconds"] / row["n_tokens"]
             for row in rows
-            if row["target"] == settings.name and row.get("n_tokens")
+            if row["target"] == settings.name and row.get("n_tokens") and "error" not in row
         ]
-        each = sum(known) / len(known) if known else _seconds_a_token(settings)
+        # A cell during which the machine slept is not to count.
+        each = median(known) if known else _seconds_a_token(settings)
         total += wanted * each
     return total
 

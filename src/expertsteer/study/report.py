@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from expertsteer.errors import DataError
 from expertsteer.evaluation.row_file import read_json_lines
@@ -48,10 +50,17 @@ def load_cells(folder: str | Path) -> tuple[StudySettings, list[dict[str, Any]],
         about = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"Got {folder}, but expected a folder that a study has written.") from error
-    study = StudySettings.model_validate(about.pop("settings"))
+    try:
+        study = StudySettings.model_validate(about.pop("settings"))
+        listed = [dict(cell) for cell in about.pop("cells")]
+    except (ValidationError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"Got {folder / 'study.json'}, but expected what this release writes. Run the study "
+            "again; finished cells are found by what they measure."
+        ) from error
     rows = {row["fingerprint"]: row for row in read_json_lines(folder / "cells.jsonl")}
     cells, missing = [], []
-    for named in about.pop("cells"):
+    for named in listed:
         row = rows.get(named["fingerprint"], {})
         if "test" in row:
             cells.append(row | named)
@@ -76,13 +85,15 @@ MEASURES = (
 )
 
 
-def write_report(folder: str | Path) -> list[Path]:
+def write_report(folder: str | Path, expected: StudySettings | None = None) -> list[Path]:
     """Write a study's tables and pictures from its cells.
 
     Parameters
     ----------
     folder : str or Path
         Where `run_study` wrote.
+    expected : StudySettings, optional
+        A warning says where the folder was written with others.
 
     Returns
     -------
@@ -96,6 +107,13 @@ def write_report(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     study, cells, about = load_cells(folder)
+    if expected is not None and expected != study:
+        fields = [n for n in type(study).model_fields if getattr(expected, n) != getattr(study, n)]
+        warnings.warn(
+            f"Got {folder}, which was written by a study with other settings "
+            f"({', '.join(fields)}); the report shows that one.",
+            stacklevel=2,
+        )
     frame = cell_frame(study, cells)
     averages = average_frame(study, cells, frame)
     if averages.empty:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from expertsteer.calibration import damage_meter
 from expertsteer.errors import DataError, ExpertSteerError
-from expertsteer.evaluation.row_file import RowFile
+from expertsteer.evaluation.row_file import RowFile, read_json_lines
 from expertsteer.files import write_text
 from expertsteer.locks import try_lock
 from expertsteer.models import LanguageModel, load_model
@@ -71,8 +71,26 @@ def run_study(
     folder = Path(output)
     # First, so that unusable data leave no folder behind.
     cells = cells_of(study)
-    if not dry_run:
-        require_disk(cache_dir, 0, "states")
+    wanted = {cell.fingerprint(study): cell for cell in cells}
+
+    def plan(rows: Sequence[dict[str, Any]]) -> list[Cell]:
+        done = {row["fingerprint"] for row in rows if "error" not in row}
+        left = [cell for fingerprint, cell in wanted.items() if fingerprint not in done]
+        if on_plan is not None:
+            on_plan(len(cells), len(left), estimate_seconds(study, left, rows))
+        return left
+
+    def of_study(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        # A cell that failed before and was had later counts as it is now.
+        newest = {row["fingerprint"]: row for row in rows}
+        return [row for fingerprint, row in newest.items() if fingerprint in wanted]
+
+    if dry_run:
+        known = folder / "cells.jsonl"
+        rows = read_json_lines(known) if known.exists() else []
+        plan(rows)
+        return of_study(rows)
+    require_disk(cache_dir, 0, "states")
     require_disk(folder, 0, "the study")
     lock = try_lock(folder)
     if lock is None:
@@ -82,16 +100,9 @@ def run_study(
         )
     try:
         with RowFile(folder / "cells.jsonl") as rows, RowFile(folder / "layers.jsonl") as choices:
-            run = _Run(study, folder, cache_dir, rows, choices, cells, progress)
-            if on_plan is not None:
-                seconds = estimate_seconds(study, run.left, rows.rows)
-                on_plan(len(cells), len(run.left), seconds)
-            if not dry_run:
-                run.run()
-            wanted = {cell.fingerprint(study) for cell in cells}
-            # A cell that failed before and was had later counts as it is now.
-            newest = {row["fingerprint"]: row for row in rows.rows}
-            return [row for fingerprint, row in newest.items() if fingerprint in wanted]
+            left = plan(rows.rows)
+            _Run(study, folder, cache_dir, rows, choices, cells, left, progress).run()
+            return of_study(rows.rows)
     finally:
         lock.release()
 
@@ -107,6 +118,7 @@ class _Run:
         rows: RowFile,
         choices: RowFile,
         cells: list[Cell],
+        left: list[Cell],
         progress: bool,
     ) -> None:
         self.study = study
@@ -115,8 +127,7 @@ class _Run:
         self.rows = rows
         self.choices = choices
         self.cells = cells
-        done = {row["fingerprint"] for row in rows.rows if "error" not in row}
-        self.left = [cell for cell in cells if cell.fingerprint(study) not in done]
+        self.left = left
         self.progress = progress
 
     def run(self) -> None:
