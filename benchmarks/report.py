@@ -298,7 +298,9 @@ def draw(results: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
                 [found["median"] - found["range"][0] for *_, found in bars],
                 [found["range"][1] - found["median"] for *_, found in bars],
             ]
-            axes.barh(range(len(bars)), middle, xerr=spread, color="#4c72b0")
+            # From 1 on: on an axis of powers a bar has no other beginning.
+            beyond = [value - 1 for value in middle]
+            axes.barh(range(len(bars)), beyond, left=1, xerr=spread, color="#4c72b0")
             labels = [f"{title.replace('`', '')}: {way}" for title, way, _ in bars]
             axes.set_yticks(range(len(bars)), labels)
             axes.invert_yaxis()

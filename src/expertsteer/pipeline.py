@@ -182,6 +182,8 @@ class ExpertSteer:
         target_paired: States | None = None
         if alignment is None:
             expert_states, expert_paired = self.collect(expert, examples, paired_texts, **collect)
+            if self.strategy == "validated" and not isinstance(target, States):
+                target = load_model(target)  # read now and steered later
             (target_paired,) = self.collect(target, paired_texts, **collect)
         else:
             (expert_states,) = self.collect(expert, examples, **collect)

@@ -113,15 +113,14 @@ def test_every_method_of_the_command_line_can_be_named(quick_paper):
     ]
     assert rows[0] == rows[1]
     assert rows[0][0].cosine != pytest.approx(rows[0][1].cosine)
+    settings["pack"] = dataclasses.replace(pack, strength=0.0)
     for strength in (0.0, None):
         with pytest.raises(ParameterError, match=r"strength"):
-            idle = dataclasses.replace(pack, strength=0.0)
-            compare(
-                target, expert, labelled(), WORDS, strength=strength, **(settings | {"pack": idle})
-            )
+            compare(target, expert, labelled(), WORDS, strength=strength, **settings)
+    settings["pack"] = dataclasses.replace(pack, pairs=())
     with pytest.raises(PackError, match=r"layer pairs none, but expected a pair"):
-        imported = dataclasses.replace(pack, pairs=())
-        compare(target, expert, labelled(), WORDS, **(settings | {"pack": imported}))
+        compare(target, expert, labelled(), WORDS, **settings)
+    settings["pack"] = pack
     with pytest.raises(ParameterError, match=r"method='magic'.*pca"):
         compare(target, expert, labelled(), WORDS, methods=["magic"], **settings)
     with pytest.raises(ParameterError, match="plain text"):

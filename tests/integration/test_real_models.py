@@ -49,9 +49,14 @@ def words():
 
 
 @pytest.fixture(scope="module")
-def pack(target, expert, examples):
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("states")
+
+
+@pytest.fixture(scope="module")
+def pack(target, expert, examples, cache):
     steer = ExpertSteer(strategy="explicit", pairs=(PAIR,))
-    return steer.fit(target, expert, examples, progress=False)
+    return steer.fit(target, expert, examples, cache_dir=cache, progress=False)
 
 
 @pytest.mark.parametrize("name", ["target", "expert"])
@@ -118,8 +123,20 @@ def test_steering_shows_and_reverses(target, pack, words):
     assert torch.equal(word_log_odds(target, few).mean(), unsteered)
 
 
-def test_the_comparison_holds(target, expert, examples, words, pack):
-    comparison = compare(target, expert, examples, words, pack=pack, seeds=(0,), progress=False)
+def test_the_comparison_holds(target, expert, examples, words, pack, cache):
+    comparison = compare(
+        target,
+        expert,
+        examples,
+        dataclasses.replace(
+            words, prompts=words.prompts[:20], plain_sentences=words.plain_sentences[:20]
+        ),
+        pack=pack,
+        methods=["random", "mean_difference", "rfm", "expertsteer"],
+        seeds=(0,),
+        cache_dir=cache,
+        progress=False,
+    )
     rows = {row.method: row for row in comparison.rows}
     own = rows["target RFM"]
     aligned = rows["ExpertSteer"]

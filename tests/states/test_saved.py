@@ -204,8 +204,8 @@ def test_a_truncated_manifest_is_refused(tmp_path, share):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 1}, r"^Got .*'version': 1.*, but expected .*'version': 2.* Another release"),
-        ({"version": 3}, r"^Got .*'version': 3.*, but expected .*'version': 2.* Another release"),
+        ({"version": 2}, r"^Got .*'version': 2.*, but expected .*'version': 3.* Another release"),
+        ({"version": 4}, r"^Got .*'version': 4.*, but expected .*'version': 3.* Another release"),
         ({"format": "other"}, r"^Got .*'format': 'other'.*, but expected"),
         ({"n_layers": 3}, r"^Got .*states.json, but expected a readable manifest"),
         ({"model": "tiny"}, r"^Got .*states.json, but expected a readable manifest"),

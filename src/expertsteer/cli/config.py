@@ -127,8 +127,8 @@ def write_config(context: typer.Context, output: Path) -> Path:
 
     path = config_path(output)
     given = context.params.get("config")
-    is_whole = given is not None and not _said_on_command_line(context)
-    if is_whole and Path(given).resolve() == path.resolve():
+    is_beside = given is not None and Path(given).resolve() == path.resolve()
+    if is_beside and not _said_on_command_line(context):
         return path  # in its author's words
     values = {
         name: _plain(value)

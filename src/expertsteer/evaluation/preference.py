@@ -11,7 +11,7 @@ import torch
 from expertsteer.data import LabelledExamples, render
 from expertsteer.errors import ParameterError
 from expertsteer.evaluation.lower_blocks import LowerBlocks
-from expertsteer.evaluation.scoring import mean_log_likelihoods
+from expertsteer.evaluation.scoring import mean_log_likelihoods, whole_text_batches
 from expertsteer.models import LanguageModel, ModelSource, load_model
 from expertsteer.pack import SteeringPack
 
@@ -39,7 +39,12 @@ def preference_gap(model: LanguageModel, examples: LabelledExamples, chat_templa
     -----
     Source: this project.
     """
-    scores = mean_log_likelihoods(model, render(examples, model.tokenizer, chat_template))
+    return _gap(
+        mean_log_likelihoods(model, render(examples, model.tokenizer, chat_template)), examples
+    )
+
+
+def _gap(scores: torch.Tensor, examples: LabelledExamples) -> float:
     positive = torch.from_numpy(examples.labels > 0)
     # A text of one token has no token to predict, and counts on neither side.
     return float(scores[positive].nanmean() - scores[~positive].nanmean())
@@ -90,14 +95,21 @@ def choose_by_preference(
     """
     require_model(target)
     model = load_model(target)
-    lower_blocks = LowerBlocks(model)
-    with lower_blocks.remembered(pack.layers):
-        unsteered = preference_gap(model, validation, chat_template)
-    gains = {}
-    for layer in pack.layers:
-        steering = pack.restrict([layer]).apply(model)
-        with lower_blocks.skipped(steering), steering:
-            gains[layer] = preference_gap(model, validation, chat_template) - unsteered
+    texts = render(validation, model.tokenizer, chat_template)
+    steerings = {layer: pack.restrict([layer]).apply(model) for layer in pack.layers}
+    unsteered = torch.empty(len(texts))
+    steered = {layer: torch.empty(len(texts)) for layer in pack.layers}
+    for rows in whole_text_batches(model, texts):
+        batch = [texts[row] for row in rows]
+        # Memory for the blocks below the steered ones: of one batch.
+        lower_blocks = LowerBlocks(model)
+        with lower_blocks.remembered(pack.layers):
+            unsteered[rows] = mean_log_likelihoods(model, batch, warn=False)
+        for layer, steering in steerings.items():
+            with lower_blocks.skipped(steering), steering:
+                steered[layer][rows] = mean_log_likelihoods(model, batch, warn=False)
+    before = _gap(unsteered, validation)
+    gains = {layer: _gap(scores, validation) - before for layer, scores in steered.items()}
     best = sorted(pack.layers, key=lambda layer: gains[layer], reverse=True)[:n_pairs]
     provenance = pack.provenance | {"validated": {str(j): gain for j, gain in gains.items()}}
     return dataclasses.replace(pack.restrict(best), provenance=provenance)

@@ -186,7 +186,7 @@ def next_token_log_probabilities(
 
 @torch.inference_mode()
 def token_log_likelihoods(
-    model: LanguageModel, texts: Sequence[RenderedText]
+    model: LanguageModel, texts: Sequence[RenderedText], *, warn: bool = True
 ) -> list[torch.Tensor]:
     """Return the log-likelihood of every token of every text, given those before it.
 
@@ -195,6 +195,8 @@ def token_log_likelihoods(
     model : LanguageModel
         Steered or not.
     texts : sequence of RenderedText
+    warn : bool, default=True
+        Whether to warn of texts that do not fit the context.
 
     Returns
     -------
@@ -205,7 +207,7 @@ def token_log_likelihoods(
     -----
     A text that does not fit the context loses its end; a warning says how many do.
     """
-    ids, _ = _tokenised(model, texts)
+    ids, _ = _tokenised(model, texts, warn)
     return [values for values, _ in _read_whole(model, ids)]
 
 
@@ -261,9 +263,10 @@ def token_divergences(
 
 
 def whole_text_batches(model: LanguageModel, texts: Sequence[RenderedText]) -> list[list[int]]:
-    """Return which texts `token_divergences` reads together; warn of texts that are too long.
+    """Return which texts are read together as whole texts; warn of texts that are too long.
 
-    A batch given to it alone is read as it is among all.
+    A batch given to `token_divergences` or `token_log_likelihoods` alone is read as it is among
+    all.
     """
     ids, _ = _tokenised(model, texts)
     lengths = [max(len(row) - 1, 0) for row in ids]
@@ -338,9 +341,15 @@ def _read_whole(
     return result
 
 
-def mean_log_likelihoods(model: LanguageModel, texts: Sequence[RenderedText]) -> torch.Tensor:
-    """Return the mean log-likelihood a token of every text, shape (n,), in nats."""
-    return torch.stack([scores.mean() for scores in token_log_likelihoods(model, texts)])
+def mean_log_likelihoods(
+    model: LanguageModel, texts: Sequence[RenderedText], *, warn: bool = True
+) -> torch.Tensor:
+    """Return the mean log-likelihood a token of every text, shape (n,), in nats.
+
+    See `token_log_likelihoods`; a text of one token has NaN.
+    """
+    found = token_log_likelihoods(model, texts, warn=warn)
+    return torch.stack([scores.mean() for scores in found])
 
 
 @torch.inference_mode()

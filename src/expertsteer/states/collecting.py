@@ -176,7 +176,7 @@ def _plan(
     dtype = torch.float32 if position == "answer_mean" else model.model.dtype
     description = StatesDescription(
         model=model.description,
-        texts=_fingerprint(f"{text.answer_start}:{text.text}" for text in rendered),
+        texts=_read_fingerprint(rendered, spans),
         corpus=corpus_fingerprint(rendered),
         n_texts=len(spans),
         layers=chosen,
@@ -229,11 +229,12 @@ def _read(
 
 def states_key(model: LanguageModel, texts: Sequence[RenderedText], position: str) -> str:
     """Return a folder name for the states of these texts, for a cache of many."""
+    spans, _ = locate_tokens(model, texts, position)
     # Caches of releases that write another version stand beside this one's.
     identity = json.dumps(
         [
             *(SAVED_VERSION, model.description.to_dict(), str(model.model.dtype), position),
-            [list(text) for text in texts],
+            [_read_fingerprint(texts, spans), [text.content for text in texts]],
         ]
     )
     return hashlib.sha256(identity.encode()).hexdigest()[:24]
@@ -242,6 +243,16 @@ def states_key(model: LanguageModel, texts: Sequence[RenderedText], position: st
 def corpus_fingerprint(texts: Sequence[RenderedText]) -> str:
     """Return a fingerprint of texts before any chat template; 16 hexadecimal digits."""
     return _fingerprint(text.text if text.content is None else text.content for text in texts)
+
+
+def _read_fingerprint(texts: Sequence[RenderedText], spans: Sequence[TokenSpan]) -> str:
+    """Return a fingerprint of texts and of the tokens they are to a model."""
+    digest = hashlib.sha256()
+    for text, span in zip(texts, spans, strict=True):
+        digest.update(f"{text.answer_start}:{text.text}\0".encode())
+        # Another tokenizer, or another setting of it, makes other states of the same texts.
+        digest.update(bytes(span.ids))
+    return digest.hexdigest()[:16]
 
 
 def _fingerprint(texts: Iterable[str]) -> str:

@@ -39,6 +39,9 @@ class TokenIds(Sequence[int]):
     def __init__(self, ids: Sequence[int]) -> None:
         self._packed = np.asarray(ids, dtype=_PACKED).tobytes()
 
+    def __bytes__(self) -> bytes:
+        return self._packed
+
     def __len__(self) -> int:
         return len(self._packed) // _PACKED.itemsize
 

@@ -25,7 +25,7 @@ from expertsteer.tensor_file import load_tensor_file, save_tensor_file
 
 __all__ = ["SAVED_VERSION", "SavedStates", "ShardWriter", "check_states", "load_states"]
 
-SAVED_VERSION = 2
+SAVED_VERSION = 3
 _FORMAT = {"format": "expertsteer-states", "version": SAVED_VERSION}
 _MANIFEST = "states.json"
 _SHARDS = "shard-*.safetensors"

@@ -24,7 +24,7 @@ class StatesDescription:
     model : ModelDescription
         The model.
     texts : str
-        Fingerprint of the texts as the model read them, in order.
+        Fingerprint of the texts and tokens that the model read, in order.
     corpus : str
         Fingerprint of the texts before any chat template: equal for two models that
         read the same texts.

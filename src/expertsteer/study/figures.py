@@ -9,12 +9,16 @@ from typing import Any, TypeAlias
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from expertsteer.plots import save_figure
 from expertsteer.study.settings import ArmSettings, StudySettings
 
 __all__ = ["Frame", "draw_figures", "labels_of", "transfer_shares"]
 
+# Okabe and Ito's colours, told apart by most eyes; their yellow is too pale for lines.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # pandas comes without types.
 Frame: TypeAlias = Any
 
@@ -80,7 +84,9 @@ def _averages(study: StudySettings, averages: Frame) -> Figure:
         last.set_yticks(range(len(own)), [""] * len(own))
         last.set_ylim(row[0].get_ylim())
         last.grid(axis="x", alpha=0.3)
-        last.set_xlabel(f"{study.damage} (dotted: budget)")
+        unit = " over unsteered" if study.damage == "perplexity" else ", nats a token"
+        last.set_xlabel(f"{study.damage}{unit} (dotted: budget)")
+        last.xaxis.set_major_locator(MaxNLocator(5))
         row[0].set_title(target, loc="left", fontsize=10)
     return figure
 
@@ -94,6 +100,7 @@ def _forest(axes: Axes, rows: Frame, name: str, labels: list[str], title: str) -
     axes.set_yticks(places, labels or [""] * len(places), fontsize=8)
     axes.set_ylim(-0.7, len(places) - 0.3)
     axes.set_xlabel(title)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="x", alpha=0.3)
 
 
@@ -113,7 +120,7 @@ def _cells(study: StudySettings, frame: Frame) -> Figure:
         layout="constrained",
     )
     panels = figure.subplots(len(targets), 1, squeeze=False)[:, 0]
-    bound = float(np.nanquantile(np.abs(steered["effect"]), 0.95)) or 1.0
+    bound = float(np.nanmax(np.abs(steered["effect"]))) or 1.0
     image: Any = None
     for axes, target in zip(panels, targets, strict=True):
         own = steered[steered["target"] == target]
@@ -161,24 +168,34 @@ def _sweep(study: StudySettings, averages: Frame) -> Figure:
     panels = figure.subplots(1, len(targets), squeeze=False, sharey=True)[0]
     for axes, target in zip(panels, targets, strict=True):
         own = averages[averages["target"] == target]
-        for (kind, expert), line in own.groupby(
-            [own["method"].map(kinds), "expert"], dropna=False, sort=False
-        ):
+        lines = own.groupby([own["method"].map(kinds), "expert"], dropna=False, sort=False)
+        is_log = study.sweep in ("n_train", "n_beginnings")
+        for n, ((kind, expert), line) in enumerate(lines):
+            color = _COLORS[n % len(_COLORS)]
             line = line.assign(value=line["method"].map(values)).dropna(subset=["value"])
             line = line.sort_values("value")
             label = f"{kind} ({expert})" if isinstance(expert, str) else str(kind)
             effect, low, high = line["effect"], line["effect_low"], line["effect_high"]
             if not varied.intersection(line["method"]):
-                color = axes.plot([], [], linestyle="--", label=label)[0].get_color()
-                axes.axhline(effect.item(), color=color, linestyle="--")
+                axes.axhline(effect.item(), color=color, linestyle="--", label=label)
                 axes.axhspan(low.item(), high.item(), color=color, alpha=0.1, linewidth=0)
                 continue
             spread = (effect - low, high - effect)
-            axes.errorbar(line["value"], effect, spread, marker="o", markersize=4, label=label)
+            # Side by side, as intervals of several lines would hide each other.
+            aside = n - 0.5 * (lines.ngroups - 1)
+            step = 0.006 * (own["method"].map(values).max() - own["method"].map(values).min())
+            places = line["value"] * 1.02**aside if is_log else line["value"] + step * aside
+            marker = _MARKERS[n % len(_MARKERS)]
+            axes.errorbar(
+                *(places, effect, spread), color=color, marker=marker, markersize=4, label=label
+            )
         axes.axhline(0, color="grey", linewidth=0.8)
         axes.set_xlabel(study.sweep)
-        if study.sweep in ("n_train", "n_beginnings"):
+        if is_log:
             axes.set_xscale("log")
+            axes.xaxis.set_minor_locator(NullLocator())
+        measured = sorted(set(own["method"].map(values).dropna()))
+        axes.set_xticks(measured, [f"{value:g}" for value in measured])
         axes.set_title(target, loc="left", fontsize=10)
         axes.grid(alpha=0.3)
         # One a panel: every target has experts of its own.
@@ -226,26 +243,35 @@ def _transfer(study: StudySettings, frame: Frame) -> Figure:
     arms = {arm.name: arm.method for arm in study.methods}
     steered = frame[frame["expert"].notna()]
     methods = list(dict.fromkeys(steered["method"]))
-    experts = list(dict.fromkeys(steered["expert"]))
-    targets = list(dict.fromkeys(steered["target"]))
+    # The same order both ways, so that a model and itself make the diagonal.
+    names = list(dict.fromkeys(m.name for m in (*study.targets, *study.experts)))
+    experts = [name for name in names if name in set(steered["expert"])]
+    targets = [name for name in names if name in set(steered["target"])]
     own = next(name for name, method in arms.items() if method == "rfm")
     figure = Figure(
         figsize=(1.5 + (1.2 + 0.9 * len(targets)) * len(methods), 2.2 + 0.6 * len(experts)),
         layout="constrained",
     )
     panels = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
+    found = [
+        transfer_shares(frame, method, own)
+        .unstack("target")
+        .reindex(index=experts, columns=targets)
+        .to_numpy(float)
+        for method in methods
+    ]
+    bound = max(float(np.nanmax(np.abs(shares))) for shares in found)
     image: Any = None
-    for axes, method in zip(panels, methods, strict=True):
-        shares = transfer_shares(frame, method, own)
-        shares = shares.unstack("target").reindex(index=experts, columns=targets).to_numpy(float)
-        image = axes.imshow(shares, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+    for axes, method, shares in zip(panels, methods, found, strict=True):
+        image = axes.imshow(shares, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto")
         for (y, x), value in np.ndenumerate(shares):
             if not np.isnan(value):
-                color = "white" if abs(value) > 0.7 else "black"
+                color = "white" if abs(value) > 0.7 * bound else "black"
                 axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
         axes.set_xticks(range(len(targets)), targets, rotation=40, ha="right", fontsize=7)
         axes.set_yticks(range(len(experts)), experts, fontsize=7)
         axes.set_title(method, fontsize=9)
+        axes.set_xlabel("target")
     panels[0].set_ylabel("expert")
     figure.colorbar(image, ax=list(panels), label="effect over own RFM's")
     return figure
