@@ -318,11 +318,15 @@ def test_unusable_states():
         AutoEncoder().fit(expert)
 
 
-@pytest.mark.parametrize(("width", "rounds"), [(40, 1), (6, 10)])
-def test_the_alternation_ends_where_nothing_is_left_to_lower(monkeypatch, width, rounds):
+# A target that spans all rows needs no round; of one that spans those of the expert, one tells.
+@pytest.mark.parametrize(("width", "rank", "rounds"), [(40, 30, 0), (40, 20, 1), (6, 30, 10)])
+def test_the_alternation_ends_where_nothing_is_left_to_lower(
+    monkeypatch, width, rank, rounds
+):
     rng = np.random.default_rng(5)
-    expert = rng.normal(size=(30, 50)).astype("float32")
-    target = rng.normal(size=(30, width)).astype("float32")
+    within = rng.normal(size=(30, rank))
+    expert = (within @ rng.normal(size=(rank, 50))).astype("float32")
+    target = (within @ rng.normal(size=(rank, width))).astype("float32")
     calls = []
     original = autoencoder._way_back
     monkeypatch.setattr(

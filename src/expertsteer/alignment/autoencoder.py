@@ -217,15 +217,18 @@ class AlignedAutoEncoder(PairedAligner):
         within = x.u.T @ aimed
         crossing = x.s[:, None] * within  # Z^T A
         encoder = crossing / damped
+        best_back = (gram / damped).flatten().diag()
         d = torch.empty(0)
-        for _ in range(self.n_iterations):
+        back = best_back
+        for _ in range(0 if _can_go_back(x, y, damped, encoder) else self.n_iterations):
             # The best way back: W^T (Z^T Z + damping) W D = W^T Z^T Z, with Z^T Z diagonal.
             # Without the damping here as well, the two halves would pull at two losses and
             # the rounds could raise either.
             d = _way_back(encoder.T @ (damped * encoder), (gram * encoder).T)
+            back = encoder @ d
             # No way back is better than Z^T Z / (Z^T Z + damping), and the first encoder, ridge,
             # is the best for the other term: where both are had, nothing is left to lower.
-            lacking = gram * (encoder @ d - (gram / damped).flatten().diag()).square()
+            lacking = gram * (back - best_back).square()
             if lacking.sum() < _REACHED * total_x:
                 break
             # Setting the gradient in the encoder to zero:
@@ -236,13 +239,34 @@ class AlignedAutoEncoder(PairedAligner):
             right.diagonal().add_(self.weight / total_y)
             # The way back may be so long that the sum is no longer positive definite in float64.
             encoder = torch.linalg.solve(right, left / damped, left=False)
+            back = encoder @ d
         # U is orthonormal, so both terms are had without the rows: Z W - A lies in U but for
         # what of A does not.
-        lost = gram * (torch.eye(len(gram), device=gram.device) - encoder @ d).square()
+        lost = gram * (torch.eye(len(gram), device=gram.device) - back).square()
         missed = (x.s[:, None] * encoder - within).square().sum()
         outside = (total_y - within.square().sum()).clamp_min(0)
         self.loss_ = float(lost.sum() / total_x + self.weight * (missed + outside) / total_y)
         return encoder
+
+
+def _can_go_back(
+    expert: ThinSVD, target: ThinSVD, damped: torch.Tensor, encoder: torch.Tensor
+) -> bool:
+    """Return whether the best way back from `Ridge` is had for certain, without looking for it.
+
+    Where the target's states span all that is centred, U_x^T U_y has orthonormal rows, and the
+    eigenvalues of W^T (Z^T Z + damping) W that are not zero lie between the products of the
+    least and of the largest of s_x^2 / (s_x^2 + damping) and s_y^2. Far enough from zero, the
+    way back loses no direction, and its own ridge takes nothing that counts.
+    """
+    if len(target.s) < len(target.u) - 1:
+        return False
+    shares = expert.s.square()[:, None] / damped
+    least = shares.min() * target.s.square().min()
+    largest = shares.max() * target.s.square().max()
+    mean = (damped * encoder.square()).sum() / len(damped)
+    taken = _DECODER_RIDGE * mean / least
+    return bool((least > _LOST * largest) & (taken.square() < _REACHED))
 
 
 def _way_back(squares: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
