@@ -32,7 +32,7 @@ def objective(
 
 
 def ours(expert: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Fit with held-out measurements, the choice of the strength and the way back."""
+    """Fit with held-out measurements, and the choice of the strength."""
     return torch.as_tensor(Ridge().fit(expert, target).encoder_weight_)
 
 
@@ -86,8 +86,8 @@ def cases(quick: bool) -> list[Case]:
             compare=compare,
             # Minutes a round.
             fixed={PEER: 2 if quick else 5},
-            # The products with the width squared: the weights of encoder and decoder.
-            work={OURS: ("float32", 2 * 2.0 * n * d * d)},
+            # The product with the width squared: the encoder's weight.
+            work={OURS: ("float32", 2.0 * n * d * d)},
         )
     ]
 

@@ -46,6 +46,7 @@ def cases(quick: bool) -> list[Case]:
             prepare=partial(prepare, command),
             goals=(Goal(f"seconds {OURS}", at_most=0.5),),
             helpers=(PYTHON,),
+            rounds=21,
             memory=False,
         )
         for command in ("--help", "inspect")

@@ -49,7 +49,7 @@ Answers go to standard output, messages and progress bars to standard error.
 | 0 | success |
 | 1 | an error; one line on standard error says what was found, what was expected and what to do |
 | 2 | wrong usage, such as an unknown option |
-| 130 | Ctrl-C; states collected so far are kept |
+| 130 | Ctrl-C; what is saved is kept |
 | 143 | ended by the launcher because another process had ended |
 """
 

@@ -320,9 +320,7 @@ def test_unusable_states():
 
 # A target that spans all rows needs no round; of one that spans those of the expert, one tells.
 @pytest.mark.parametrize(("width", "rank", "rounds"), [(40, 30, 0), (40, 20, 1), (6, 30, 10)])
-def test_the_alternation_ends_where_nothing_is_left_to_lower(
-    monkeypatch, width, rank, rounds
-):
+def test_the_alternation_ends_where_nothing_is_left_to_lower(monkeypatch, width, rank, rounds):
     rng = np.random.default_rng(5)
     within = rng.normal(size=(30, rank))
     expert = (within @ rng.normal(size=(rank, 50))).astype("float32")

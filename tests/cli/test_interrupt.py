@@ -56,7 +56,7 @@ def test_an_interrupted_collection_is_kept_and_continued(world, run, work, monke
     assert not out
     assert "Traceback" not in shown
     assert "error:" not in shown
-    assert "states collected so far are kept" in shown
+    assert "what is saved is kept" in shown
     n_saved = saved_rows(work / "states")
     assert 0 < n_saved < N_TEXTS
     assert not list(Path("states").glob("*.partial"))

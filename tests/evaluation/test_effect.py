@@ -8,9 +8,16 @@ import torch
 
 from expertsteer.data import EffectWords, LabelledExamples, RenderedText
 from expertsteer.errors import DataError
-from expertsteer.evaluation import perplexity, preference_gap, word_log_odds
+from expertsteer.evaluation import (
+    choose_by_preference,
+    perplexity,
+    preference_gap,
+    word_log_odds,
+)
+from expertsteer.evaluation.lower_blocks import LowerBlocks
 from expertsteer.evaluation.scoring import mean_log_likelihoods, token_log_likelihoods
-from helpers import tiny_language_model
+from expertsteer.models import batches
+from helpers import pack_for, tiny_language_model
 
 FAMILIES = ("llama", "gpt2", "opt")
 TEXTS = ["w1 w2 w3", "w9 w8", "w5 w6 w7 w8 w9 w10 w11"]
@@ -64,6 +71,34 @@ def test_words_of_several_tokens_do_not_count():
     none = EffectWords(TEXTS, ["w2 w3"], ["w4"], ["w1"], ["w1"])
     with pytest.raises(DataError, match="1 positive words of which none is a single token"):
         word_log_odds(model, none)
+
+
+def test_layers_are_chosen_batch_by_batch_as_on_all_texts(monkeypatch):
+    model = tiny_language_model("llama")
+    n = 12
+    texts = tuple(" ".join(f"w{7 * row + k}" for k in range(2 + row % 5)) for row in range(n))
+    examples = LabelledExamples(
+        ("",) * n, texts, np.tile(np.array([1, -1], np.int8), n // 2), ("validation",) * n, texts
+    )
+    pack = pack_for(model, layers=(0, 1, 2))
+    unsteered = preference_gap(model, examples, False)
+    expected = {}
+    for layer in pack.layers:
+        with pack.restrict([layer]).apply(model):
+            expected[str(layer)] = preference_gap(model, examples, False) - unsteered
+    most = []
+    original = LowerBlocks.remembered
+    monkeypatch.setattr(batches, "HEAD_POSITIONS", 9)
+    monkeypatch.setattr(
+        LowerBlocks,
+        "remembered",
+        lambda self, layers: most.append(layers) or original(self, layers),
+    )
+    chosen = choose_by_preference(pack, model, examples, 2)
+    assert chosen.provenance["validated"] == pytest.approx(expected, abs=1e-5)
+    best = sorted(expected, key=lambda layer: -expected[layer])[:2]
+    assert chosen.layers == tuple(sorted(map(int, best)))
+    assert len(most) > 3
 
 
 def test_preference_gap_is_the_difference_of_class_means():

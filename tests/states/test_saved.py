@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import errno
 import json
 import os
@@ -296,6 +297,20 @@ def test_another_version_has_another_place_in_a_cache(monkeypatch):
     key = states_key(model, texts, "last")
     monkeypatch.setattr("expertsteer.states.collecting.SAVED_VERSION", 99)
     assert states_key(model, texts, "last") != key
+
+
+def test_another_tokenizer_is_noticed(tmp_path):
+    _collect(tmp_path)
+    files = _files(tmp_path)
+    model = tiny_language_model("llama")
+    texts = [RenderedText(text, 0, False) for text in TEXTS]
+    key = states_key(model, texts, "last")
+    # The same texts in other tokens: without the one that begins a text.
+    other = dataclasses.replace(model, tokenizer=tiny_tokenizer(bos=False))
+    assert states_key(other, texts, "last") != key
+    with pytest.raises(StatesError, match="which holds states of tiny-llama"):
+        _collect(tmp_path, model=other)
+    assert _files(tmp_path) == files
 
 
 def test_saving_alone_keeps_no_states_in_memory(tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def main() -> None:
             outcome = Outcome(TERMINATED, error=_SIGTERM)
         code = report(outcome)
         if code == INTERRUPTED:
-            say("interrupted; states collected so far are kept, the same command goes on from them")
+            say("interrupted; what is saved is kept, and the same command goes on from there")
     finally:
         leave_launch()
     sys.exit(code)

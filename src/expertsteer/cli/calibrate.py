@@ -41,7 +41,7 @@ def calibrate(
     max_strength: Annotated[float, typer.Option(help="Largest strength tried.")] = 0.5,
     n_trials: Annotated[int, typer.Option(min=1, help="How many strengths are tried.")] = 16,
     positions: options.SteeredPositions = options.Positions.all,
-    text: options.TextFile = None,
+    text: options.DamageTextFile = None,
     n_plain: Annotated[int, typer.Option(min=1, help="Plain texts for the damage.")] = 100,
     kind: options.Kind = options.KindName.auto,
     columns: options.ColumnOption = None,

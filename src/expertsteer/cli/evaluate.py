@@ -117,7 +117,7 @@ def evaluate(
     n_samples: options.NumberOfSamples = 1,
     temperature: options.Temperature = 0.0,
     top_p: options.TopP = 1.0,
-    text: options.TextFile = None,
+    text: options.DamageTextFile = None,
     n_plain: Annotated[
         int,
         typer.Option(

@@ -137,8 +137,8 @@ Paper = Annotated[
     bool,
     typer.Option(
         "--paper",
-        help="Exactly the paper's method; of the options here only --n-pairs, --strength, "
-        "--position and --seed are used.",
+        help="The paper's auto-encoder, RFM and choice of layers; of the options here only "
+        "--n-pairs, --strength, --position and --seed are used.",
         rich_help_panel=_METHOD,
     ),
 ]

@@ -134,6 +134,16 @@ TextFile = Annotated[
         rich_help_panel=_DATA,
     ),
 ]
+DamageTextFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--text",
+        help="Plain text that damage is measured on, or rows with a text: whole sentences of "
+        "more than 5 words, one half of them for `calibrate` and the other for `evaluate`. "
+        "Default: one that comes along.",
+        rich_help_panel=_DATA,
+    ),
+]
 ColumnOption = Annotated[
     list[str] | None,
     typer.Option(
