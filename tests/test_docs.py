@@ -23,7 +23,7 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglo
 PAGES = [page for page in PAGES if page.name != "report.md"]
 LANGUAGES = {"python", "bash", "console", "jsonl", "csv", "yaml"}
 # Programs a reader has before this package, with nothing of ours in their arguments.
-FOREIGN = {"export", "python", "source", "vllm"}
+FOREIGN = {"export", "llama-server", "python", "source", "vllm"}
 
 
 def blocks(path):

@@ -215,6 +215,7 @@ def _scratch_beside(path: Path) -> Path:
 def _cannot_write(path: Path, error: OSError | SafetensorError) -> ExpertSteerError:
     # safetensors has an error of its own for a full disk, among others.
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    reason = reason or type(error).__name__
     return ExpertSteerError(f"Cannot write {path}: {reason}.")
 
 

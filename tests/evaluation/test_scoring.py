@@ -100,8 +100,8 @@ def by_hand(model, text, steering=None):
 def test_an_answer_that_no_context_holds_is_refused():
     model = tiny_language_model("llama")
     with pytest.raises(DataError, match=f"answer of {CONTEXT + 1} tokens, .* holds {CONTEXT}"):
-        encode_request(model, "w1 w2", ["w3 " * (CONTEXT + 1)])
-    request, is_cut = encode_request(model, "w1 w2", ["w3 " * CONTEXT])
+        encode_request(model, "w1 w2", [" w3" * (CONTEXT + 1)])
+    request, is_cut = encode_request(model, "w1 w2", [" w3" * CONTEXT])
     assert (len(request.context), is_cut) == (1, True)
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from expertsteer import files
 from expertsteer.errors import ExpertSteerError, ModelError
 from expertsteer.models import gguf as conversion
 from expertsteer.models import load_model
@@ -54,9 +55,12 @@ def test_a_renamed_file_is_the_same_file_but_a_changed_one_is_not(cache, gguf_fi
         conversion.converted_checkpoint(renamed)
 
 
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize(
+    ("interruption", "raised"),
+    [(KeyboardInterrupt, KeyboardInterrupt), (OSError, ExpertSteerError)],
+)
 def test_an_interrupted_conversion_leaves_nothing_and_can_be_repeated(
-    cache, gguf_file, monkeypatch, interruption
+    cache, gguf_file, monkeypatch, interruption, raised
 ):
     convert = conversion._convert
 
@@ -67,7 +71,7 @@ def test_an_interrupted_conversion_leaves_nothing_and_can_be_repeated(
 
     with monkeypatch.context() as patch:
         patch.setattr(conversion, "_convert", interrupted)
-        with pytest.raises(interruption):
+        with pytest.raises(raised):
             load_model(gguf_file)
     assert _left_behind(cache) == []
     assert load_model(gguf_file).tokenizer("ab")["input_ids"]
@@ -76,8 +80,8 @@ def test_an_interrupted_conversion_leaves_nothing_and_can_be_repeated(
 def test_a_killed_conversion_is_not_taken_for_a_finished_one(cache, gguf_file, monkeypatch):
     # A kill leaves the scratch folder, with no chance to tidy up.
     with monkeypatch.context() as patch:
-        patch.setattr(conversion.shutil, "rmtree", lambda *_a, **_k: None)
-        patch.setattr(conversion.os, "replace", lambda *_a: (_ for _ in ()).throw(SystemExit))
+        patch.setattr(files.shutil, "rmtree", lambda *_a, **_k: None)
+        patch.setattr(files.os, "replace", lambda *_a: (_ for _ in ()).throw(SystemExit))
         with pytest.raises(SystemExit):
             load_model(gguf_file)
     (scratch,) = _left_behind(cache)

@@ -433,7 +433,7 @@ def test_the_text_half_of_a_vision_language_model(vision_language_model, positio
 
 
 def test_a_model_that_is_steered_can_go():
-    model = tiny_model("llama")
+    model = copy.deepcopy(tiny_model("llama"))
     gone = weakref.ref(model)
     Steering(model, VECTORS, "generated").attach()
     assert "generate" in vars(model)

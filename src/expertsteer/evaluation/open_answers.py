@@ -121,7 +121,9 @@ def open_questions_of(
         question, answer, rationale = ("" if v is None else str(v).strip() for v in values)
         if not question or not answer:
             raise DataError(f"{place}: got no question or no answer, but expected both.")
-        found.append((str(row.get("id") or f"row {number}"), question, answer, rationale))
+        name = row.get("id")
+        name = f"row {number}" if name is None or name == "" else str(name)
+        found.append((name, question, answer, rationale))
     repeated = [name for name, n in Counter(name for name, *_ in found).items() if n > 1]
     if repeated:
         raise DataError(
