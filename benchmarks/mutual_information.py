@@ -88,7 +88,6 @@ def cases(quick: bool) -> list[Case]:
             goals=(
                 Goal(f"seconds {OURS}", at_most=10),
                 Goal(f"ratio best / {OURS}", at_least=50),
-                Goal(f"ratio best / {NEAREST}", at_least=50),
                 Goal(f"ratio scikit-learn{CANONICAL} / {NEAREST}", at_least=1),
             ),
             scale=dict.fromkeys(("scikit-learn", "ennemi"), n_layers**2)
