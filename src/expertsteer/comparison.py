@@ -148,8 +148,6 @@ def compare(
         If the pack was made for another model, or names no layer pair for a layer.
     """
     steer = steer or ExpertSteer()
-    target_model = load_model(target)
-    pack.check_target(target_model, force=force)
     value = pack.resolve_strength(strength)
     layers = tuple((pair.expert_layer, pair.target_layer) for pair in pack.pairs)
     if sorted(j for _, j in layers) != list(pack.layers):
@@ -159,6 +157,8 @@ def compare(
             "pair for each layer: a comparison makes the other vectors from them. Give a pack "
             "that fit has made."
         )
+    target_model = load_model(target)
+    pack.check_target(target_model, force=force)
     examples = data.for_fitting()
     corpus = examples if alignment_text is None else alignment_text
     if methods is None:

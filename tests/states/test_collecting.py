@@ -145,7 +145,7 @@ def test_answers_of_several_lengths_are_read_in_batches_of_their_own(position, m
     texts = _answers()
     options = {"position": position, "progress": False}
     expected = collect_states(model, texts, **options)
-    monkeypatch.setattr("expertsteer.states.reading.CONTINUATION_TOKENS", 3)
+    monkeypatch.setattr("expertsteer.models.batches.CONTINUATION_TOKENS", 3)
     calls = _count_calls(model.blocks[0])
     found = collect_states(model, texts, **options)
     torch.testing.assert_close(found.values, expected.values, rtol=1e-4, atol=1e-5)

@@ -218,17 +218,15 @@ class AlignedAutoEncoder(PairedAligner):
         crossing = x.s[:, None] * within  # Z^T A
         encoder = crossing / damped
         best_back = (gram / damped).flatten().diag()
-        d = torch.empty(0)
-        back = best_back
+        d = None
         for _ in range(0 if _can_go_back(x, y, damped, encoder) else self.n_iterations):
             # The best way back: W^T (Z^T Z + damping) W D = W^T Z^T Z, with Z^T Z diagonal.
             # Without the damping here as well, the two halves would pull at two losses and
             # the rounds could raise either.
             d = _way_back(encoder.T @ (damped * encoder), (gram * encoder).T)
-            back = encoder @ d
             # No way back is better than Z^T Z / (Z^T Z + damping), and the first encoder, ridge,
             # is the best for the other term: where both are had, nothing is left to lower.
-            lacking = gram * (back - best_back).square()
+            lacking = gram * (encoder @ d - best_back).square()
             if lacking.sum() < _REACHED * total_x:
                 break
             # Setting the gradient in the encoder to zero:
@@ -239,7 +237,7 @@ class AlignedAutoEncoder(PairedAligner):
             right.diagonal().add_(self.weight / total_y)
             # The way back may be so long that the sum is no longer positive definite in float64.
             encoder = torch.linalg.solve(right, left / damped, left=False)
-            back = encoder @ d
+        back = best_back if d is None else encoder @ d
         # U is orthonormal, so both terms are had without the rows: Z W - A lies in U but for
         # what of A does not.
         lost = gram * (torch.eye(len(gram), device=gram.device) - back).square()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,14 @@ import typer
 from expertsteer.errors import ParameterError
 from expertsteer.files import read_yaml, write_text
 
-__all__ = ["config_path", "read_config", "refuse_overwriting", "saved_with_config", "write_config"]
+__all__ = [
+    "config_path",
+    "read_config",
+    "refuse_overwriting",
+    "saved_with_config",
+    "set_options",
+    "write_config",
+]
 
 # How a run reads, shows or names things, not what it computes.
 _NOT_SETTINGS = {"config", "as_json"}
@@ -98,6 +106,23 @@ def refuse_overwriting(context: typer.Context, *written: Path) -> None:
                     f"Got an output that would replace {each}, which is read as the {name}, but "
                     "expected another place. Choose another --output."
                 )
+
+
+def set_options(context: typer.Context, names: Sequence[str]) -> list[str]:
+    """Return which options have another value than their default, as a user writes them.
+
+    Parameters
+    ----------
+    context : typer.Context
+    names : sequence of str
+        Of the command's parameters.
+    """
+    declared: dict[str, Any] = {p.name: p for p in context.command.params if p.name}
+    return [
+        declared[name].opts[0]
+        for name in names
+        if (context.params[name] or declared[name].default) != declared[name].default
+    ]
 
 
 def _said_on_command_line(context: typer.Context) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from expertsteer.cli import options
-from expertsteer.cli.config import write_config
+from expertsteer.cli.config import set_options, write_config
 from expertsteer.cli.show import answer, evaluation_tables, print_json, say
 from expertsteer.errors import ParameterError
 from expertsteer.processes import is_main_process
@@ -27,36 +27,24 @@ class SplitName(str, Enum):
 
 _GENERATIONS = ("--prompts",)
 _ROWS = ("--data", "--prompts")
-# Options that not every source has a use for: their defaults, and the sources that have.
-_SERVES: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "kind": (options.KindName.auto, _ROWS),
-    "columns": ([], _ROWS),
-    "roles": ([], _ROWS),
-    "max_new_tokens": (None, _ROWS),
-    "seed": (0, _ROWS),
-    "split": (SplitName.test, ("--data",)),
-    "letters": (False, ("--data",)),
-    "n_shots": (None, ("--data", "--lm-eval")),
-    "include_path": (None, ("--lm-eval",)),
-    "judges": ([], _GENERATIONS),
-    "judge_encoder": (None, _GENERATIONS),
-    "fluency_model": (None, _GENERATIONS),
-    "n_samples": (1, _GENERATIONS),
-    "temperature": (0.0, _GENERATIONS),
-    "top_p": (1.0, _GENERATIONS),
-    "positive": (None, _GENERATIONS),
-    "negative": (None, _GENERATIONS),
+# Options that not every source has a use for, and the sources that have.
+_SERVES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("kind", "columns", "roles", "max_new_tokens", "seed"), _ROWS),
+    **dict.fromkeys(("split", "letters"), ("--data",)),
+    "n_shots": ("--data", "--lm-eval"),
+    "include_path": ("--lm-eval",),
+    **dict.fromkeys(("judges", "judge_encoder", "fluency_model"), _GENERATIONS),
+    **dict.fromkeys(("n_samples", "temperature", "top_p"), _GENERATIONS),
+    **dict.fromkeys(("positive", "negative"), _GENERATIONS),
 }
-_SINGULAR = {"columns": "column", "roles": "role", "judges": "judge"}
 
 
-def _refuse_others(source: str, given: dict[str, Any]) -> None:
+def _refuse_others(source: str, context: typer.Context) -> None:
     """Raise for options that are set and mean nothing beside a source."""
-    for name, (default, sources) in _SERVES.items():
-        if source not in sources and (given[name] or default) != default:
-            option = _SINGULAR.get(name, name.replace("_", "-"))
+    for name, sources in _SERVES.items():
+        for option in set_options(context, (name,) if source not in sources else ()):
             raise ParameterError(
-                f"Got --{option} with {source}, but expected it with {' or '.join(sources)} alone. "
+                f"Got {option} with {source}, but expected it with {' or '.join(sources)} alone. "
                 "Leave it out."
             )
 
@@ -167,7 +155,6 @@ def evaluate(
     from expertsteer.evaluation import evaluate_harness_tasks, load_generations, load_task
     from expertsteer.models import load_model
     from expertsteer.pack import SteeringPack
-    from expertsteer.steering import check_strength
 
     asked = {"--data": data, "--prompts": prompts, "--lm-eval": lm_eval}
     named_sources = [name for name, value in asked.items() if value]
@@ -176,18 +163,12 @@ def evaluate(
             f"Got {' and '.join(named_sources) or 'none'} of --data, --prompts and --lm-eval, but "
             "expected one of them."
         )
-    _refuse_others(named_sources[0], context.params)
-    wanted = [check_strength(value) for value in strengths or []]
-    for option, is_set in (
-        ("--strength", bool(wanted)),
-        ("--positions", positions is not options.Positions.all),
-        ("--force", force),
-    ):
-        if is_set and pack is None:
+    _refuse_others(named_sources[0], context)
+    if pack is None:
+        for option in set_options(context, ("strengths", "positions", "force")):
             raise ParameterError(f"Got {option} without a pack, but expected one to steer with.")
     known = SteeringPack.load(pack) if pack else None
-    if known and not wanted:
-        known.resolve_strength()
+    wanted = [known.resolve_strength(value) for value in strengths or [None]] if known else []
     named, serving = options.column_names(columns), options.role_names(roles)
     # Not what `calibrate` sets strengths by.
     plain = split_sentences(load_plain_text(text), n_plain)[1] if n_plain else []

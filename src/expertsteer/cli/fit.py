@@ -8,7 +8,12 @@ from typing import Annotated
 import typer
 
 from expertsteer.cli import method, options
-from expertsteer.cli.config import refuse_overwriting, saved_with_config, write_config
+from expertsteer.cli.config import (
+    refuse_overwriting,
+    saved_with_config,
+    set_options,
+    write_config,
+)
 from expertsteer.cli.show import answer, pairs_table, print_json, say
 from expertsteer.errors import ParameterError
 from expertsteer.processes import is_main_process
@@ -90,18 +95,12 @@ def fit(
 
     refuse_overwriting(context, *saved_with_config(output))
     if alignment:
-        for name, is_set in (
-            ("paper", paper),
-            ("aligner", aligner is not method.AlignerName.aligned),
-            ("aligner-option", bool(aligner_options)),
-            ("estimator", estimator is not method.EstimatorName.gaussian),
-            ("text", text is not None),
-        ):
-            if is_set:
-                raise ParameterError(
-                    f"Got --{name} with --alignment, which is fitted already, but expected one of "
-                    "them. Leave one out."
-                )
+        fitted_with = ("paper", "aligner", "aligner_options", "estimator", "text")
+        for option in set_options(context, fitted_with):
+            raise ParameterError(
+                f"Got {option} with --alignment, which is fitted already, but expected one of "
+                "them. Leave one out."
+            )
     examples = options.load_data(
         data,
         kind=kind,

@@ -17,9 +17,9 @@ __all__ = ["INTERRUPTED", "Outcome", "report", "run", "run_script"]
 
 # What shells and typer make of Ctrl-C.
 INTERRUPTED = 130
-# Typer has moved click's errors between releases; this way to them stays.
 # The CPU's allocator and those of accelerators have no class in common.
 _OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)
+# Typer has moved click's errors between releases; this way to them stays.
 _UsageError: Any = typer.BadParameter.__base__
 
 

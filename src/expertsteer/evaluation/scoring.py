@@ -20,8 +20,8 @@ from expertsteer.errors import DataError
 from expertsteer.models import LanguageModel, replaced_forward
 from expertsteer.models.batches import (
     BATCH_TOKENS,
-    CONTINUATION_TOKENS,
     HEAD_POSITIONS,
+    continuation_batches,
     padded,
     position_ids,
     to_device,
@@ -447,26 +447,13 @@ def _score_from_cache(
     # Of every token: its continuation, the state that predicts it, itself.
     wanted = [(row, owner, continuations[row][0]) for row, owner in enumerate(owners)]
     n_states = len(requests)
-    lengths = [len(continuations[row]) - 1 for row in longer]
-    batches = list(token_batches(lengths, CONTINUATION_TOKENS, head_positions=lengths))
-    for places in batches:
+    # The newest token is predicted and never read.
+    tails = [continuations[row][:-1] for row in longer]
+    their_owners = [owners[row] for row in longer]
+    cache = read.past_key_values
+    for places, new, inputs in continuation_batches(model, cache, mask, their_owners, tails):
         rows = [longer[place] for place in places]
-        # Choosing rows changes a cache, and the batches that follow need it as it was.
-        cache = read.past_key_values
-        if places is not batches[-1]:
-            cache = copy.deepcopy(cache)
-        chosen = torch.tensor([owners[row] for row in rows], device=model.device)
-        cache.reorder_cache(chosen)
-        batch, new = padded(model, [continuations[row][:-1] for row in rows], "right")
-        whole = torch.cat([mask[chosen], new], dim=1)
-        _, states = _decode(
-            model,
-            *new.nonzero(as_tuple=True),
-            input_ids=batch,
-            attention_mask=whole,
-            past_key_values=cache,
-            **position_ids(model, whole, batch.shape[1]),
-        )
+        _, states = _decode(model, *new.nonzero(as_tuple=True), **inputs)
         in_front_of_head.append(states)
         following = [(row, token) for row in rows for token in continuations[row][1:]]
         wanted += [(row, n, token) for n, (row, token) in enumerate(following, n_states)]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
+from transformers import Cache
 
 from expertsteer.models.loading import LanguageModel
 
@@ -14,6 +17,7 @@ __all__ = [
     "CONTINUATION_TOKENS",
     "HEAD_POSITIONS",
     "HostCopy",
+    "continuation_batches",
     "padded",
     "position_ids",
     "to_device",
@@ -129,6 +133,49 @@ def padded(
         batch[place, real] = torch.tensor(list(row))
         mask[place, real] = 1
     return to_device(batch, model.device), to_device(mask, model.device)
+
+
+def continuation_batches(
+    model: LanguageModel,
+    cache: Cache,
+    mask: torch.Tensor,
+    owners: Sequence[int],
+    continuations: Sequence[Sequence[int]],
+) -> Iterator[tuple[list[int], torch.Tensor, dict[str, Any]]]:
+    """Yield what continues read contexts, in batches of similar length.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    cache : Cache
+        What was read, a row a context; used up by the last batch.
+    mask : Tensor of shape (n_contexts, n_tokens)
+        Of the contexts, padded to the left.
+    owners : sequence of n int
+        The context of each continuation.
+    continuations : sequence of n sequences of int
+        Their tokens, at least one each.
+
+    Yields
+    ------
+    rows : list of int
+        Places of the continuations.
+    new : Tensor of shape (len(rows), longest)
+        Which of their tokens are no padding.
+    inputs : dict
+        Of the model's pass.
+    """
+    lengths = [len(tokens) for tokens in continuations]
+    batches = list(token_batches(lengths, CONTINUATION_TOKENS))
+    for rows in batches:
+        # Choosing rows changes a cache, and the batches that follow need it as it was.
+        read = cache if rows is batches[-1] else copy.deepcopy(cache)
+        chosen = to_device(torch.tensor([owners[row] for row in rows]), mask.device)
+        read.reorder_cache(cast(torch.LongTensor, chosen))
+        ids, new = padded(model, [continuations[row] for row in rows], "right")
+        whole = torch.cat([mask[chosen], new], dim=1)
+        inputs = {"input_ids": ids, "attention_mask": whole, "past_key_values": read}
+        yield rows, new, inputs | position_ids(model, whole, ids.shape[1])
 
 
 def position_ids(

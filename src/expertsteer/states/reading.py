@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -14,8 +13,8 @@ from transformers import DynamicCache
 from expertsteer.data import RenderedText
 from expertsteer.models import LanguageModel, block_output
 from expertsteer.models.batches import (
-    CONTINUATION_TOKENS,
     HostCopy,
+    continuation_batches,
     padded,
     position_ids,
     to_device,
@@ -315,26 +314,14 @@ class BlockReader:
         tails = [span.ids[len(groups[place].prompt) :] for place, span in answers]
         found: list[list[torch.Tensor]] = []
         order: list[int] = []
-        batches = list(token_batches([len(tail) for tail in tails], CONTINUATION_TOKENS))
-        for rows in batches:
-            # Choosing rows changes a cache, and the batches that follow need it as it was.
-            prompt_cache = cache if rows is batches[-1] else copy.deepcopy(cache)
-            owners = to_device(torch.tensor([answers[row][0] for row in rows]), prompts.device)
-            prompt_cache.reorder_cache(cast(torch.LongTensor, owners))
-            ids, new = padded(self.model, [tails[row] for row in rows], "right")
-            whole = torch.cat([mask[owners], new], dim=1)
+        owners = [place for place, _ in answers]
+        for rows, new, inputs in continuation_batches(self.model, cache, mask, owners, tails):
             wanted = []
             for place, (owner, span) in enumerate(answers[row] for row in rows):
                 n = len(groups[owner].prompt)
                 wanted.append((place, span.start - n, span.end - n))
-            self._want(wanted, ids.shape[1])
-            self._pass(
-                input_ids=ids,
-                attention_mask=whole,
-                past_key_values=prompt_cache,
-                use_cache=True,
-                **position_ids(self.model, whole, ids.shape[1]),
-            )
+            self._want(wanted, new.shape[1])
+            self._pass(**inputs, use_cache=True)
             found.append(self.kept)
             order += rows
         back = torch.tensor(order).argsort()

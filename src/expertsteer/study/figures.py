@@ -169,6 +169,7 @@ def _sweep(study: StudySettings, averages: Frame) -> Figure:
     for axes, target in zip(panels, targets, strict=True):
         own = averages[averages["target"] == target]
         lines = own.groupby([own["method"].map(kinds), "expert"], dropna=False, sort=False)
+        swept = own["method"].map(values).dropna()
         is_log = study.sweep in ("n_train", "n_beginnings")
         for n, ((kind, expert), line) in enumerate(lines):
             color = _COLORS[n % len(_COLORS)]
@@ -183,7 +184,7 @@ def _sweep(study: StudySettings, averages: Frame) -> Figure:
             spread = (effect - low, high - effect)
             # Side by side, as intervals of several lines would hide each other.
             aside = n - 0.5 * (lines.ngroups - 1)
-            step = 0.006 * (own["method"].map(values).max() - own["method"].map(values).min())
+            step = 0.006 * (swept.max() - swept.min())
             places = line["value"] * 1.02**aside if is_log else line["value"] + step * aside
             marker = _MARKERS[n % len(_MARKERS)]
             axes.errorbar(
@@ -194,7 +195,7 @@ def _sweep(study: StudySettings, averages: Frame) -> Figure:
         if is_log:
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
-        measured = sorted(set(own["method"].map(values).dropna()))
+        measured = sorted(set(swept))
         axes.set_xticks(measured, [f"{value:g}" for value in measured])
         axes.set_title(target, loc="left", fontsize=10)
         axes.grid(alpha=0.3)
