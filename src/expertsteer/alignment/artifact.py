@@ -30,6 +30,8 @@ from expertsteer.tensor_file import (
 
 __all__ = ["Alignment"]
 
+_DO_WITHOUT = "To do without, name the target_layers (--target-layer). "
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -254,8 +256,9 @@ class Alignment:
             steered = f" and target_layers={list(target_layers)}" if target_layers else ""
             raise ParameterError(
                 f"Got a vector for expert layers {sorted(sources)}{steered}, but this alignment "
-                f"pairs only {known}, which leaves out {left_out}. Name the target_layers "
-                "(--target-layer) to do without, or fit an alignment with the layers you need."
+                f"pairs only {known}, which leaves out {left_out}. "
+                f"{_DO_WITHOUT if chosen and target_layers is None else ''}"
+                "Fit an alignment with the layers you need."
             )
 
     def summary(self) -> dict[str, Any]:
