@@ -306,7 +306,7 @@ def draw(results: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
             axes.invert_yaxis()
             axes.set_xscale("log")
             axes.axvline(1, color="black", linewidth=1)
-            axes.set_xlabel("time over this package's (median and range over the rounds)")
+            axes.set_xlabel("time over this package's")
             drawn.append(_save(figure, folder / _TIMES))
         if memory:
             figure = Figure(figsize=(6, 4), layout="constrained")
