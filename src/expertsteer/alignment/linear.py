@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from expertsteer.gram import gram_matrix
+
 __all__ = [
     "Affine",
     "ThinSVD",
@@ -86,7 +88,7 @@ def thin_svd(states: torch.Tensor, tolerance: float = 1e-6, least: float = 0.0) 
     mean = states.mean(0, dtype=torch.float64)
     centred = states.double() - mean
     wide = len(centred) <= centred.shape[1]
-    values, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    values, vectors = torch.linalg.eigh(gram_matrix(centred if wide else centred.T))
     s = values.flip(0).clamp_min(0).sqrt()
     # Of states without a dimension there is no largest.
     largest = s[:1].sum().clamp_min(torch.finfo(torch.float64).tiny)
@@ -124,7 +126,7 @@ def leave_one_out_ridge(
     # With C = U^T Y the residual of a strength is (Y - U C) + U (1 - shrink) C: what lies
     # outside the span of the inputs, and what the shrinking loses within it.
     coefficients = svd.u.T @ centred
-    inner = coefficients @ coefficients.T
+    inner = gram_matrix(coefficients)
     damping = torch.tensor(grid, device=svd.s.device)[:, None] * svd.s.square().mean()
     lost = damping / (svd.s.square() + damping)
     squares = torch.zeros(len(grid), len(centred), dtype=torch.float64, device=svd.s.device)

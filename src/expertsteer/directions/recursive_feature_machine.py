@@ -13,6 +13,7 @@ from typing_extensions import Self
 from expertsteer.arrays import Array, as_labels, as_states, like
 from expertsteer.directions.base import DirectionFinder, require_variation
 from expertsteer.errors import DataError, ParameterError
+from expertsteer.gram import gram_matrix
 
 __all__ = ["NoGradientError", "RecursiveFeatureMachine"]
 
@@ -47,7 +48,7 @@ class _Points(NamedTuple):
         # Distances do not see the mean, but small differences of large numbers do.
         means = states.mean(1)
         points = states - means[:, None]
-        return cls(means, points, (points @ points.mT).double())
+        return cls(means, points, gram_matrix(points).double())
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,8 @@ class RecursiveFeatureMachine(DirectionFinder):
             step = pull - torch.diag_embed(pull.sum(-1))
             # Times M = X^T B^T B X / scale from the right, in coordinates of X.
             combination = step @ projected @ combination / scale if iteration else step
-            projected = gram @ combination.mT
+            # X X^T B^T, of which the last round's X M X^T holds all but the new factor.
+            projected = features @ step.mT
             if self.bandwidth_mode == "adaptive":
                 # The median divides any scale out again, so the cheapest will do: the trace.
                 scale = (combination * projected.mT).sum((1, 2), keepdim=True)
@@ -266,7 +268,7 @@ class RecursiveFeatureMachine(DirectionFinder):
                 scale = _largest_entry(combination, points)
             # Left on its device: a question in every round would have the CPU wait for a GPU.
             scale = torch.where(scale > 0, scale, 1.0)
-            features = projected @ projected.mT / scale
+            features = gram_matrix(projected) / scale
 
         _, kernel, length = self._kernel(features)
         alpha = self._regress(kernel, targets)
