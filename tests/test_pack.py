@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
+from expertsteer.affine import Affine
 from expertsteer.alignment import Alignment
 from expertsteer.card import pack_card
 from expertsteer.errors import ModelError, PackError, ParameterError
@@ -38,12 +39,13 @@ def make(layers=(0, 2), seed=0, family="llama", **fields) -> SteeringPack:
 
 def rich() -> SteeringPack:
     """Return a pack with everything a pack may hold."""
-    encoder = (torch.randn(16, WIDTH), torch.randn(WIDTH))
+    encoder = Affine((torch.randn(16, WIDTH),), torch.randn(WIDTH))
+    thin = Affine((torch.randn(16, 3), torch.randn(3, WIDTH)), torch.randn(WIDTH))
     return make(
         expert=describe_model(tiny_model("gpt2"), "owner/expert", "abc"),
         pairs=(LayerPair(1, 0, 0.1 + 0.2, 0.5, 0.25, 1.0), LayerPair(2, 2)),
         strength=0.07,
-        encoders={(1, 0): encoder, (2, 2): (encoder[0] * 2, encoder[1] * 2)},
+        encoders={(1, 0): encoder, (2, 2): thin},
         provenance={"settings": {"seed": 3, "words": ["ja", "ñ", "字"]}, "data": None},
     )
 
@@ -73,8 +75,9 @@ def test_save_and_load_keep_every_bit(tmp_path):
     assert loaded.layers == (0, 2)
     for layer in pack.layers:
         assert torch.equal(loaded.vectors[layer], pack.vectors[layer])
-    for pair, tensors in pack.encoders.items():
-        assert all(map(torch.equal, loaded.encoders[pair], tensors))
+    for pair, encoder in pack.encoders.items():
+        assert torch.equal(loaded.encoders[pair].weight, encoder.weight)
+        assert torch.equal(loaded.encoders[pair].bias, encoder.bias)
 
 
 def test_a_file_is_plain_safetensors_in_float32(tmp_path):
@@ -109,7 +112,12 @@ def test_other_files_are_told_from_packs(tmp_path):
     model = make().target
     weight, bias = torch.randn(WIDTH, WIDTH), torch.zeros(WIDTH)
     alignment = Alignment(
-        {(0, 0): (weight, bias)}, (LayerPair(0, 0),), {0: 1.0}, model, model, torch.zeros(3, 3)
+        {(0, 0): Affine((weight,), bias)},
+        (LayerPair(0, 0),),
+        {0: 1.0},
+        model,
+        model,
+        torch.zeros(3, 3),
     )
     with pytest.raises(PackError, match="'expertsteer-alignment', but expected a steering pack"):
         SteeringPack.load(alignment.save(tmp_path / "alignment"))

@@ -197,8 +197,7 @@ def test_transfer_carries_packs_and_plain_vectors(target, expert):
     plain_vector = alignment.transfer(own.vectors[1].numpy(), expert_layer=1)
     assert carried.layers == plain_vector.layers == (2,)
     assert torch.allclose(carried.vectors[2], plain_vector.vectors[2])
-    weight, _ = alignment.encoders[1, 2]
-    expected = own.vectors[1] @ weight
+    expected = own.vectors[1] @ alignment.encoders[1, 2].weight
     assert torch.allclose(carried.vectors[2], expected / expected.norm(), atol=1e-6)
     assert carried.target == target.description
 
@@ -230,9 +229,9 @@ def test_kept_encoders_are_those_of_the_chosen_pairs(target, expert, tmp_path):
     pack = steer.fit(target, expert, labelled(), progress=False)
     assert set(pack.encoders) == {(p.expert_layer, p.target_layer) for p in pack.pairs}
     loaded = SteeringPack.load(pack.save(tmp_path / "pack"))
-    for pair, (weight, bias) in pack.encoders.items():
-        assert torch.equal(loaded.encoders[pair][0], weight)
-        assert torch.equal(loaded.encoders[pair][1], bias)
+    for pair, encoder in pack.encoders.items():
+        assert torch.equal(loaded.encoders[pair].weight, encoder.weight)
+        assert torch.equal(loaded.encoders[pair].bias, encoder.bias)
 
 
 def test_fit_directions_uses_train_rows_and_scores_validation_rows():

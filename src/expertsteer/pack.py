@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from typing_extensions import Self
 
+from expertsteer.affine import Affine, affine_maps_from, tensors_of
 from expertsteer.errors import PackError, ParameterError
 from expertsteer.layer_pair import LayerPair
 from expertsteer.models import (
@@ -58,8 +59,8 @@ class SteeringPack:
         Layers and their measurements.
     strength : float
         Used where no other is given.
-    encoders : dict of (int, int) to (Tensor, Tensor)
-        Weight and bias of the encoder of each pair, where kept.
+    encoders : dict of (int, int) to Affine
+        By (expert layer, target layer), where kept.
     provenance : dict
         Settings, data, seeds, versions: JSON types.
     """
@@ -70,7 +71,7 @@ class SteeringPack:
     expert: ModelDescription | None = None
     pairs: tuple[LayerPair, ...] = ()
     strength: float = DEFAULT_STRENGTH
-    encoders: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    encoders: dict[tuple[int, int], Affine] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -330,10 +331,8 @@ class SteeringPack:
         """
         tensors = {
             "vectors": torch.stack([self.vectors[layer].float() for layer in self.layers]),
+            **tensors_of(self.encoders),
         }
-        for (i, j), (weight, bias) in self.encoders.items():
-            tensors[f"encoder.{i}.{j}.weight"] = weight
-            tensors[f"encoder.{i}.{j}.bias"] = bias
         return save_tensor_file(path, PACK_KIND, tensors, self.summary())
 
     @classmethod
@@ -368,7 +367,7 @@ class SteeringPack:
                 expert=ModelDescription(**fields["expert"]) if fields["expert"] else None,
                 pairs=tuple(LayerPair(**pair) for pair in fields["pairs"]),
                 strength=fields["strength"],
-                encoders=encoders_from(tensors),
+                encoders=affine_maps_from(tensors),
                 provenance=fields["provenance"],
             )
         if model is not None:
@@ -459,16 +458,3 @@ class SteeringPack:
         pack = cls.load(path)
         source = {"repo_id": repo_id, "revision": revision, "commit": commit}
         return dataclasses.replace(pack, provenance=pack.provenance | {"hub": source})
-
-
-def encoders_from(
-    tensors: Mapping[str, torch.Tensor],
-) -> dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]:
-    """Return the encoders among saved tensors: ``encoder.I.J.weight`` and ``.bias``."""
-    encoders = {}
-    for name, weight in tensors.items():
-        parts = name.split(".")
-        if parts[0] == "encoder" and parts[-1] == "weight":
-            pair = (int(parts[1]), int(parts[2]))
-            encoders[pair] = (weight, tensors[f"encoder.{pair[0]}.{pair[1]}.bias"])
-    return encoders

@@ -340,3 +340,26 @@ def test_the_alternation_ends_where_nothing_is_left_to_lower(monkeypatch, width,
     whole._solve(*sides)
     assert len(calls) == rounds + 10
     assert aligner.loss_ == pytest.approx(whole.loss_, rel=1e-6)
+
+
+@pytest.mark.parametrize("rank", [29, 12])
+@pytest.mark.parametrize("decay", [1.0, 2.0])
+def test_the_way_back_lacks_no_more_than_it_is_trusted_to(monkeypatch, rank, decay):
+    rng = np.random.default_rng(7)
+    target = torch.from_numpy(rng.normal(size=(30, 40)) * 10.0 ** -np.linspace(0, decay, 40))
+    expert = torch.from_numpy(rng.normal(size=(30, rank)) * 10.0 ** -np.linspace(0, decay, rank))
+    # So large that what it takes is not lost in rounding.
+    monkeypatch.setattr(autoencoder, "_DECODER_RIDGE", 1e-4)
+    x, y = thin_svd(expert), thin_svd(target)
+    gram = x.s.square()[:, None]
+    damped = gram + 1e-2 * gram.mean()
+    within = x.u.T @ y.coordinates()
+    encoder = x.s[:, None] * within / damped
+    back = encoder @ autoencoder._way_back(encoder.T @ (damped * encoder), (gram * encoder).T)
+    lacking = (gram * (back - (gram / damped).flatten().diag()).square()).sum() / gram.sum()
+    trusted = []
+    for reached in 10.0 ** np.arange(-16.0, 6.0, 0.5):
+        monkeypatch.setattr(autoencoder, "_REACHED", reached)
+        if autoencoder._can_go_back(x, y, damped, within):
+            trusted.append(reached)
+    assert 1e-16 < lacking <= trusted[0]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from expertsteer.affine import Affine
 from expertsteer.alignment.linear import (
-    Affine,
     leave_one_out_ridge,
     ridge_solution,
     thin_svd,
@@ -71,12 +71,12 @@ def test_a_chain_of_maps_is_the_map_of_its_weight_and_bias():
     shift = torch.randn(len(y.s), dtype=torch.float64)
     chain = x.to_coordinates().then(Affine((core,), shift)).then(y.from_coordinates())
     expected = x.v @ core @ y.v.T
-    torch.testing.assert_close(chain.weight(), expected.float(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(chain.weight, expected.float(), atol=1e-5, rtol=1e-4)
     states = torch.randn(5, 30)
     whole = (states.double() - x.mean) @ expected + shift @ y.v.T + y.mean
     torch.testing.assert_close(chain(states), whole.float(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(
-        states @ chain.weight() + chain.bias.float(), whole.float(), atol=1e-4, rtol=1e-4
+        states @ chain.weight + chain.bias.float(), whole.float(), atol=1e-4, rtol=1e-4
     )
 
 

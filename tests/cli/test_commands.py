@@ -87,7 +87,7 @@ def test_explicit_pairs_survive_a_configuration(world, run):
     assert run("fit", "--config", "one.yaml", "-o", "two").code == 0
     pack = SteeringPack.load("two.safetensors")
     assert {(p.expert_layer, p.target_layer) for p in pack.pairs} == {(3, 1), (0, 2)}
-    assert pack.encoders[3, 1][0].shape == (24, 32)
+    assert pack.encoders[3, 1].weight.shape == (24, 32)
     assert torch.equal(vectors("one.safetensors"), vectors("two.safetensors"))
 
 
@@ -203,7 +203,7 @@ def test_transfer_of_plain_vectors(made, run):
     assert outcome.code == 0
     assert "Layer pairs" in outcome.out
     known = Alignment.load(made / "alignment.safetensors")
-    expected = torch.from_numpy(vector).float() @ known.encoders[3, 2][0]
+    expected = torch.from_numpy(vector).float() @ known.encoders[3, 2].weight
     assert torch.allclose(vectors("carried.safetensors")[0], expected / expected.norm(), atol=1e-6)
 
 

@@ -12,12 +12,13 @@ import torch
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
+from expertsteer.affine import Affine, affine_maps_from, tensors_of
 from expertsteer.alignment.base import Aligner
 from expertsteer.arrays import Array, like
 from expertsteer.errors import DataError, PackError, ParameterError
 from expertsteer.layer_pair import LayerPair
 from expertsteer.models import ModelDescription, explain_mismatch
-from expertsteer.pack import SteeringPack, encoders_from
+from expertsteer.pack import SteeringPack
 from expertsteer.pairing import mutual_information_table
 from expertsteer.provenance import describe_settings, package_versions
 from expertsteer.states import States
@@ -42,8 +43,8 @@ class Alignment:
 
     Attributes
     ----------
-    encoders : dict of (int, int) to (Tensor, Tensor)
-        By (expert layer, target layer): weight (d_expert, d_target) and bias (d_target,).
+    encoders : dict of (int, int) to Affine
+        By (expert layer, target layer), from the one's width to the other's.
     pairs : tuple of LayerPair
         The same layers with their measurements.
     mean_residual_norms : dict of int to float
@@ -56,7 +57,7 @@ class Alignment:
         Settings, data, versions: JSON types.
     """
 
-    encoders: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]
+    encoders: dict[tuple[int, int], Affine]
     pairs: tuple[LayerPair, ...]
     mean_residual_norms: dict[int, float]
     expert: ModelDescription
@@ -111,7 +112,7 @@ class Alignment:
         measured = []
         for i, j in tqdm(list(pairs), desc="alignment", delay=1, disable=not progress):
             fitted = aligner.unfitted().fit(expert_states.layer(i), target_states.layer(j))
-            encoders[i, j] = (fitted.encoder_weight_, fitted.encoder_bias_)
+            encoders[i, j] = fitted.encoder_
             information = float(table[i, j])
             measured.append(LayerPair(i, j, information, fitted.r2_, fitted.reconstruction_error_))
         targets = {pair.target_layer for pair in measured}
@@ -133,15 +134,14 @@ class Alignment:
 
     def encode(self, expert_layer: int, target_layer: int, states: Array) -> Array:
         """Carry states of an expert layer into a target layer: (n, d_expert) to (n, d_target)."""
-        weight, bias = self._encoder(expert_layer, target_layer)
-        tensor = torch.as_tensor(states).float()
-        return like(torch.addmm(bias.to(tensor), tensor, weight.to(tensor)), states)
+        encoder = self._encoder(expert_layer, target_layer)
+        return like(encoder(torch.as_tensor(states)), states)
 
     def encode_direction(
         self, expert_layer: int, target_layer: int, direction: Array
     ) -> torch.Tensor:
         """Carry a direction of an expert layer into a target layer, as a unit vector."""
-        weight, _ = self._encoder(expert_layer, target_layer)
+        encoder = self._encoder(expert_layer, target_layer)
         vector = torch.as_tensor(direction).float()
         if tuple(vector.shape) != (self.expert.width,):
             raise DataError(
@@ -150,7 +150,7 @@ class Alignment:
             )
         if not bool(torch.isfinite(vector).all()) or not bool(vector.any()):
             raise DataError("Got a vector that is zero or not finite, but expected a direction.")
-        carried = vector @ weight.to(vector)
+        carried = encoder.linear(vector)
         return carried / carried.norm()
 
     def transfer(
@@ -273,10 +273,7 @@ class Alignment:
 
     def save(self, path: str | Path) -> Path:
         """Write the alignment as one safetensors file, whole or not at all."""
-        tensors = {"mutual_information": self.mutual_information}
-        for (i, j), (weight, bias) in self.encoders.items():
-            tensors[f"encoder.{i}.{j}.weight"] = weight
-            tensors[f"encoder.{i}.{j}.bias"] = bias
+        tensors = {"mutual_information": self.mutual_information, **tensors_of(self.encoders)}
         return save_tensor_file(path, ALIGNMENT_KIND, tensors, self.summary())
 
     @classmethod
@@ -291,7 +288,7 @@ class Alignment:
         tensors, fields = load_tensor_file(path, ALIGNMENT_KIND)
         with complete_description(path):
             return cls(
-                encoders=encoders_from(tensors),
+                encoders=affine_maps_from(tensors),
                 pairs=tuple(LayerPair(**pair) for pair in fields["pairs"]),
                 mean_residual_norms={
                     int(j): norm for j, norm in fields["mean_residual_norms"].items()
@@ -302,7 +299,7 @@ class Alignment:
                 provenance=fields["provenance"],
             )
 
-    def _encoder(self, expert_layer: int, target_layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _encoder(self, expert_layer: int, target_layer: int) -> Affine:
         try:
             return self.encoders[expert_layer, target_layer]
         except KeyError:

@@ -9,8 +9,9 @@ from functools import partial
 import torch
 from tqdm.auto import trange
 
+from expertsteer.affine import Affine
 from expertsteer.alignment.base import Aligner, PairedAligner
-from expertsteer.alignment.linear import Affine, ThinSVD, leave_one_out_ridge, thin_svd
+from expertsteer.alignment.linear import ThinSVD, leave_one_out_ridge, thin_svd
 from expertsteer.errors import ParameterError
 
 __all__ = ["AlignedAutoEncoder", "AutoEncoder"]
@@ -90,7 +91,7 @@ class AutoEncoder(Aligner):
         held_target = None if target is None else target[held]
         self._measure(*self._solve(expert[train], width), expert[held], held_target)
         encoder, decoder = self._solve(expert, width)
-        return encoder, partial(Affine, *decoder)
+        return encoder, partial(Affine, decoder.factors, decoder.bias)
 
     def _solve(self, expert: torch.Tensor, width: int) -> tuple[Affine, Affine]:
         if self.solver == "gradient":
@@ -219,7 +220,7 @@ class AlignedAutoEncoder(PairedAligner):
         encoder = crossing / damped
         best_back = (gram / damped).flatten().diag()
         d = None
-        for _ in range(0 if _can_go_back(x, y, damped, encoder) else self.n_iterations):
+        for _ in range(0 if _can_go_back(x, y, damped, within) else self.n_iterations):
             # The best way back: W^T (Z^T Z + damping) W D = W^T Z^T Z, with Z^T Z diagonal.
             # Without the damping here as well, the two halves would pull at two losses and
             # the rounds could raise either.
@@ -248,23 +249,34 @@ class AlignedAutoEncoder(PairedAligner):
 
 
 def _can_go_back(
-    expert: ThinSVD, target: ThinSVD, damped: torch.Tensor, encoder: torch.Tensor
+    expert: ThinSVD, target: ThinSVD, damped: torch.Tensor, within: torch.Tensor
 ) -> bool:
     """Return whether the best way back from `Ridge` is had for certain, without looking for it.
 
-    Where the target's states span all that is centred, U_x^T U_y has orthonormal rows, and the
-    eigenvalues of W^T (Z^T Z + damping) W that are not zero lie between the products of the
-    least and of the largest of s_x^2 / (s_x^2 + damping) and s_y^2. Far enough from zero, the
-    way back loses no direction, and its own ridge takes nothing that counts.
+    With b = s_x^2 + damping, the encoder W has B^1/2 W = diag(s_x / b^1/2) Q diag(s_y) for
+    Q = U_x^T U_y, whose rows are orthonormal where the target's states span all that is
+    centred. So the eigenvalues of W^T B W that are not zero are at least min(s_x^2 / b)
+    min(s_y^2): far enough from zero, the way back loses no direction. And what its own ridge r
+    takes, `lacking` in `AlignedAutoEncoder`, is at most r^2 / that least eigenvalue times
+    sum_jk b_j Q_jk^2 / s_yk^2, since (Q diag(s_y^2) Q^T)^-1 <= Q diag(s_y^-2) Q^T.
+
+    Parameters
+    ----------
+    expert, target : ThinSVD
+    damped : Tensor of shape (r_x, 1)
+        b.
+    within : Tensor of shape (r_x, r_y)
+        Q diag(s_y).
     """
     if len(target.s) < len(target.u) - 1:
         return False
+    squares = target.s.square()
     shares = expert.s.square()[:, None] / damped
-    least = shares.min() * target.s.square().min()
-    largest = shares.max() * target.s.square().max()
-    mean = (damped * encoder.square()).sum() / len(damped)
-    taken = _DECODER_RIDGE * mean / least
-    return bool((least > _LOST * largest) & (taken.square() < _REACHED))
+    least = shares.min() * squares.min()
+    largest = shares.max() * squares.max()
+    ridge = _DECODER_RIDGE * (shares * within.square()).sum() / len(damped)
+    taken = ridge.square() / least * (damped * (within / squares).square()).sum()
+    return bool((least > _LOST * largest) & (taken < _REACHED * expert.s.square().sum()))
 
 
 def _way_back(squares: torch.Tensor, products: torch.Tensor) -> torch.Tensor:

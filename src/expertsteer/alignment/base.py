@@ -9,8 +9,8 @@ from functools import cached_property, partial
 import torch
 from typing_extensions import Self
 
+from expertsteer.affine import Affine
 from expertsteer.alignment.linear import (
-    Affine,
     ThinSVD,
     between_bases,
     ridge_decoder,
@@ -33,8 +33,10 @@ class Aligner(Estimator, abc.ABC):
 
     Attributes
     ----------
+    encoder_ : Affine
+        f, float32, by thin factors.
     encoder_weight_ : array of shape (d_expert, d_target)
-        W, float32.
+        W, float32; formed when first asked for.
     encoder_bias_ : array of shape (d_target,)
         b, float32.
     decoder_weight_ : array of shape (d_target, d_expert)
@@ -52,8 +54,7 @@ class Aligner(Estimator, abc.ABC):
     _HOLDOUT = 0.2
     needs_target_states = True
 
-    encoder_weight_: Array
-    encoder_bias_: Array
+    encoder_: Affine
     reconstruction_error_: float
     r2_: float
 
@@ -107,35 +108,43 @@ class Aligner(Estimator, abc.ABC):
             raise ParameterError("Got neither target_states nor target_width, expected one.")
 
         encoder, self._find_decoder = self._fit(expert, target, target_width)
-        self.encoder_weight_ = like(encoder.weight(), expert_states)
-        self.encoder_bias_ = like(encoder.bias.float(), expert_states)
+        self.encoder_ = encoder.single()
         self._kind = expert_states[:0]
-        vars(self).pop("_decoder", None)
+        vars(self).pop("decoder_", None)
         return self
 
+    @property
+    def encoder_weight_(self) -> Array:
+        """W, (d_expert, d_target), float32; formed when first asked for."""
+        return like(self.encoder_.weight, self._kind)
+
+    @property
+    def encoder_bias_(self) -> Array:
+        """b, (d_target,), float32."""
+        return like(self.encoder_.bias, self._kind)
+
     @cached_property
-    def _decoder(self) -> tuple[Array, Array]:
-        # As dear as the encoder, and only `decode` needs it.
-        decoder = self._find_decoder()
-        return like(decoder.weight(), self._kind), like(decoder.bias.float(), self._kind)
+    def decoder_(self) -> Affine:
+        """g, float32, by thin factors; as dear as the encoder, so found when first asked for."""
+        return self._find_decoder().single()
 
     @property
     def decoder_weight_(self) -> Array:
-        """Weight of the decoder, (d_target, d_expert), float32; found when first asked for."""
-        return self._decoder[0]
+        """Weight of the decoder, (d_target, d_expert), float32; formed when first asked for."""
+        return like(self.decoder_.weight, self._kind)
 
     @property
     def decoder_bias_(self) -> Array:
         """Bias of the decoder, (d_expert,), float32."""
-        return self._decoder[1]
+        return like(self.decoder_.bias, self._kind)
 
     def encode(self, expert_states: Array) -> Array:
         """Carry expert states into the target's width: (n, d_expert) to (n, d_target)."""
-        return self._apply(expert_states, self.encoder_weight_, self.encoder_bias_)
+        return _apply(self.encoder_, expert_states)
 
     def decode(self, encoded: Array) -> Array:
         """Carry encoded states back: (n, d_target) to (n, d_expert)."""
-        return self._apply(encoded, self.decoder_weight_, self.decoder_bias_)
+        return _apply(self.decoder_, encoded)
 
     def encode_direction(self, direction: Array) -> Array:
         """Carry a direction of the expert's space: the linear part of the encoder.
@@ -151,7 +160,7 @@ class Aligner(Estimator, abc.ABC):
             Not normalised.
         """
         vector = torch.as_tensor(direction).float()
-        return like(vector @ torch.as_tensor(self.encoder_weight_).to(vector.device), direction)
+        return like(self.encoder_.linear(vector), direction)
 
     def r2(self, expert_states: Array, target_states: Array) -> float:
         """Return R^2 of the encoded expert states against the target's states.
@@ -196,16 +205,6 @@ class Aligner(Estimator, abc.ABC):
         n_held = max(2, round(n_rows * self._HOLDOUT))
         return order[n_held:], order[:n_held]
 
-    def _apply(self, states: Array, weight: Array, bias: Array) -> Array:
-        tensor = as_states("states", states, min_rows=1)
-        if tensor.shape[1] != weight.shape[0]:
-            raise DataError(
-                f"Got states of width {tensor.shape[1]}, but expected {weight.shape[0]}, the width "
-                "this alignment was fitted on."
-            )
-        weight, bias = (torch.as_tensor(part).to(tensor.device) for part in (weight, bias))
-        return like(torch.addmm(bias, tensor, weight), states)
-
 
 class PairedAligner(Aligner):
     """Base of alignments that are fitted to paired states and solved in closed form.
@@ -233,6 +232,17 @@ class PairedAligner(Aligner):
         self._measure(encoder, decoder, z[held], aimed[held])
         core = self._solve(x, y)
         return between_bases(x, core, y), partial(_best_decoder, x, core, y)
+
+
+def _apply(encoder: Affine, states: Array) -> Array:
+    tensor = as_states("states", states, min_rows=1)
+    width = encoder.widths[0]
+    if tensor.shape[1] != width:
+        raise DataError(
+            f"Got states of width {tensor.shape[1]}, but expected {width}, the width this "
+            "alignment was fitted on."
+        )
+    return like(encoder(tensor), states)
 
 
 def _best_decoder(expert: ThinSVD, core: torch.Tensor, target: ThinSVD) -> Affine:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import torch
 
-from expertsteer.gram import gram_matrix
+from expertsteer.affine import Affine
+from expertsteer.gram import gram_matrix, quadratic_forms
 
 __all__ = [
-    "Affine",
     "ThinSVD",
     "between_bases",
     "leave_one_out_ridge",
@@ -24,27 +24,6 @@ __all__ = [
 
 # Tried by leave-one-out error, relative to the mean eigenvalue of the Gram matrix.
 RIDGE_GRID = tuple(10.0**power for power in range(-6, 3))
-
-
-class Affine(NamedTuple):
-    """An affine map h -> h W + b, with W a product of thin factors until it is asked for."""
-
-    factors: tuple[torch.Tensor, ...]
-    bias: torch.Tensor
-
-    def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        """Map states, (n, d_in), factor by factor in float64; the result is float32."""
-        return (_times(states.double(), self.factors) + self.bias).float()
-
-    def then(self, other: Affine) -> Affine:
-        """Return the map that does this one first."""
-        bias = _times(self.bias, other.factors) + other.bias
-        return Affine((*self.factors, *other.factors), bias)
-
-    def weight(self) -> torch.Tensor:
-        """Return W, (d_in, d_out), in the cheapest order; its product with the widths is dear."""
-        factors = [factor.float() for factor in self.factors]
-        return torch.linalg.multi_dot(factors) if len(factors) > 1 else factors[0]
 
 
 class ThinSVD(NamedTuple):
@@ -138,8 +117,7 @@ def leave_one_out_ridge(
     # Sums of squares over a coarse grid do not need the digits of float64.
     inner, u = inner.float(), svd.u.float()
     for row, shares in zip(squares, lost.float(), strict=True):
-        left = u * shares
-        row += ((left @ inner) * left).sum(1)
+        row += quadratic_forms(u * shares, inner)
     # 1/n: leaving a row out also moves the mean.
     leverage = ((1 - lost) @ svd.u.square().T + 1 / len(centred)).clamp_max(1 - 1e-9)
     # All at once: every number that is asked for would have the CPU wait for a GPU.
@@ -163,9 +141,3 @@ def between_bases(left: ThinSVD, core: torch.Tensor, right: ThinSVD) -> Affine:
     """Return the map between states that maps one side's principal coordinates by a matrix."""
     middle = Affine((core,), torch.zeros_like(right.s))
     return left.to_coordinates().then(middle).then(right.from_coordinates())
-
-
-def _times(rows: torch.Tensor, factors: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    for factor in factors:
-        rows = rows @ factor.double()
-    return rows
