@@ -115,7 +115,7 @@ def cases(quick: bool) -> list[Case]:
             helpers=(IN_ONE_BATCH,) if count > 1 else (),
             scale={PEER: count / timed} if count > timed else {},
             # The Gram matrix, and the diagonal of G^T G every round.
-            work={OURS: ("float32", count * 2.0 * (N_ITERATIONS + 1) * n * n * d)},
+            work={OURS: ("float32", count * 2.0 * (N_ITERATIONS + 0.625) * n * n * d)},
         )
         for layers, count, timed in (("1 layer", 1, 1), (f"{many} layers", many, min(many, 4)))
     ]
