@@ -56,6 +56,7 @@ def test_what_a_file_says_is_what_is_run(study_file):
         ),
         ({"instructions": {}}, "instructions.*general"),
         ({"targets": []}, "targets"),
+        ({"sweep": "strength_shares"}, "sweep.*several shares for 'none'.*every method one"),
         ({"reference": "rmf"}, "reference.*'rmf'.*expected one of none, random"),
     ],
 )

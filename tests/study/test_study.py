@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from statistics import geometric_mean
 
 import numpy as np
 import pytest
@@ -497,3 +498,33 @@ def test_reported_damage_is_of_text_that_nothing_else_read(study_file, files, tm
     assert not [b for b in beginnings if any(t.startswith(b) for t in plain.test)]
     with pytest.raises(DataError, match="expected 120 or more"):
         PlainText.load(load_study(study_file(n_plain=60)))
+
+
+def test_shares_of_the_strength_are_drawn_over_the_damage_they_do(
+    study_file, tmp_path, monkeypatch
+):
+    shares = [
+        {"method": method, "name": f"{method}, {share}", "strength_shares": [share]}
+        for method in ("random", "expertsteer")
+        for share in (0.5, 1.0)
+    ]
+    settings = {"methods": ["none", *shares], "strength_shares": [1.0], "sweep": "strength_shares"}
+    rows = run(study_file(**settings), tmp_path / "out", tmp_path / "fresh cache")
+    drawn = {}
+    monkeypatch.setattr(
+        "expertsteer.study.figures.save_figure",
+        lambda figure, path: drawn.setdefault(path.name, figure),
+    )
+    write_report(tmp_path / "out")
+    (axes, *_) = drawn["sweep.png"].axes
+    target = axes.get_title(loc="left")
+    lines = {c.get_label().split(" (")[0]: c.lines[0] for c in axes.containers}
+    assert set(lines) == {"random", "expertsteer"}
+    own = [row for row in rows if row["target"] == target]
+    for method, line in lines.items():
+        damages = [
+            [row["damage"] for row in own if row["method"] == f"{method}, {share}"]
+            for share in (0.5, 1.0)
+        ]
+        assert line.get_xdata() == pytest.approx([geometric_mean(d) for d in damages])
+    assert {text.get_text() for text in axes.texts} == {"0.5", "1"}

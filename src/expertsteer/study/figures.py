@@ -47,7 +47,8 @@ def draw_figures(study: StudySettings, frame: Frame, averages: Frame, folder: Pa
         save_figure(_cells(study, frame), folder / "cells.png"),
     ]
     if study.sweep:
-        written.append(save_figure(_sweep(study, averages), folder / "sweep.png"))
+        draw = _trade_off if study.sweep == "strength_shares" else _sweep
+        written.append(save_figure(draw(study, averages), folder / "sweep.png"))
     n_own = sum(arm.method == "rfm" for arm in study.methods)
     if n_own == 1 and averages["expert"].nunique() > 1 and averages["target"].nunique() > 1:
         written.append(save_figure(_transfer(study, frame), folder / "transfer.png"))
@@ -84,8 +85,7 @@ def _averages(study: StudySettings, averages: Frame) -> Figure:
         last.set_yticks(range(len(own)), [""] * len(own))
         last.set_ylim(row[0].get_ylim())
         last.grid(axis="x", alpha=0.3)
-        unit = " over unsteered" if study.damage == "perplexity" else ", nats a token"
-        last.set_xlabel(f"{study.damage}{unit} (dotted: budget)")
+        last.set_xlabel(_damage_label(study))
         last.xaxis.set_major_locator(MaxNLocator(5))
         row[0].set_title(target, loc="left", fontsize=10)
     return figure
@@ -203,6 +203,55 @@ def _sweep(study: StudySettings, averages: Frame) -> Figure:
         axes.legend(fontsize=7)
     panels[0].set_ylabel("effect, nats")
     return figure
+
+
+def _trade_off(study: StudySettings, averages: Frame) -> Figure:
+    """Draw the average effect over the damage done for it, a line a method from no strength on."""
+    shares = {arm.name: (arm.strength_shares or study.strength_shares)[0] for arm in study.methods}
+    kinds = {arm.name: _kind(arm, "strength_shares") for arm in study.methods}
+    targets = list(dict.fromkeys(averages["target"]))
+    figure = Figure(figsize=(1 + 5 * len(targets), 4), layout="constrained")
+    panels = figure.subplots(1, len(targets), squeeze=False, sharey=True)[0]
+    for axes, target in zip(panels, targets, strict=True):
+        own = averages[averages["target"] == target]
+        own = own.assign(share=own["method"].map(shares)).sort_values("share")
+        lines = own.groupby([own["method"].map(kinds), "expert"], dropna=False, sort=False)
+        for n, ((kind, expert), line) in enumerate(lines):
+            color, marker = _COLORS[n % len(_COLORS)], _MARKERS[n % len(_MARKERS)]
+            label = f"{kind} ({expert})" if isinstance(expert, str) else str(kind)
+            effect, low, high = line["effect"], line["effect_low"], line["effect_high"]
+            spread = (effect - low, high - effect)
+            axes.errorbar(
+                *(line["damage"], effect, spread),
+                color=color,
+                marker=marker,
+                markersize=4,
+                label=label,
+            )
+            first = (study.undamaged, line["damage"].iloc[0]), (0, effect.iloc[0])
+            axes.plot(*first, color=color, linestyle=":", linewidth=1)
+            for damage, height, share in zip(line["damage"], effect, line["share"], strict=True):
+                axes.annotate(
+                    f"{share:g}",
+                    (damage, height),
+                    (5, -9),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=color,
+                )
+        axes.axhline(0, color="grey", linewidth=0.8)
+        axes.axvline(study.budget, color="tab:red", linewidth=0.8, linestyle=":")
+        axes.set_xlabel(_damage_label(study))
+        axes.set_title(target, loc="left", fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, title="numbers: share of the strength", title_fontsize=7)
+    panels[0].set_ylabel("effect, nats")
+    return figure
+
+
+def _damage_label(study: StudySettings) -> str:
+    unit = " over unsteered" if study.damage == "perplexity" else ", nats a token"
+    return f"{study.damage}{unit} (dotted: budget)"
 
 
 def _kind(arm: ArmSettings, sweep: str) -> str:

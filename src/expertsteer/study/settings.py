@@ -357,8 +357,9 @@ class ArmSettings(_Settings):
         return _made(type(paper), paper.get_params() | self.aligner_options)
 
 
-# Numbers among an arm's settings, which a picture can have as its x axis.
-_SWEPT = ("n_train", "label_noise", "n_pairs", "n_beginnings", "layer_depth")
+# Settings of an arm that a picture can have as its x axis; of shares of the strength, the damage
+# that they do.
+_SWEPT = ("n_train", "label_noise", "n_pairs", "n_beginnings", "layer_depth", "strength_shares")
 
 
 class StudySettings(_Settings):
@@ -397,7 +398,8 @@ class StudySettings(_Settings):
     instructions : dict of str to str
         By domain, for benchmarks without one of their own.
     sweep : str, optional
-        A field of the methods whose values are the x axis of a picture.
+        A field of the methods whose values are the x axis of a picture; of
+        ``strength_shares``, one a method, the damage that they do.
     reference : str, optional
         A method that tables compare all others with, item by item.
     """
@@ -439,6 +441,13 @@ class StudySettings(_Settings):
             raise ValueError(
                 f"reference: got {self.reference!r}, but expected one of {', '.join(names)}"
             )
+        if self.sweep == "strength_shares":
+            for arm in self.methods:
+                if len(arm.strength_shares or self.strength_shares) > 1:
+                    raise ValueError(
+                        f"sweep: got strength_shares with several shares for {arm.name!r}; "
+                        "give every method one"
+                    )
         known = {model.name: model for model in self.experts}
         for model in self.targets:
             if known.get(model.name, model) != model:
