@@ -528,3 +528,36 @@ def test_shares_of_the_strength_are_drawn_over_the_damage_they_do(
         ]
         assert line.get_xdata() == pytest.approx([geometric_mean(d) for d in damages])
     assert {text.get_text() for text in axes.texts} == {"0.5", "1"}
+
+
+def test_open_answers_are_asked_of_the_questions_that_are_also_choices(study_file, tmp_path):
+    path = tmp_path / "sums.jsonl"
+    rows = [
+        {
+            "question": f"what is {n} and {n} ?",
+            "answer": str(2 * n),
+            "split": ("train", "validation", "test")[n % 3],
+            "id": f"sum {n}",
+        }
+        for n in range(60)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sums = {"name": "sums", "data": str(path), "open": True, "n_shots": 2, "max_new_tokens": 4}
+    study = load_study(study_file(benchmarks=[sums | {"domain": "general"}]))
+    subject = Subject(
+        tiny_language_model("llama"), load_benchmark(study, study.benchmarks[0], seed=0)
+    )
+    choices, words = subject.test
+    assert len(words.questions) == len(choices.questions) == study.n_test
+    for choice, asked in zip(choices.questions, words.questions, strict=True):
+        assert asked.name == choice.name
+        assert asked.prompt.endswith(choice.prompt.rstrip())
+        assert asked.prompt.count("Question:") == 3
+        n = int(choice.prompt.split()[3])
+        assert asked.answer == str(2 * n)
+    (measured,) = run(
+        study_file(benchmarks=[sums | {"domain": "general"}], methods=["none"], experts=[]),
+        tmp_path / "out",
+        tmp_path / "fresh cache",
+    )
+    assert len(measured["test"]["exact_match"]) == len(choices.questions)

@@ -211,11 +211,9 @@ class Subject:
             n_shots=settings.n_shots,
             seed=self.benchmark.seed,
         )
-        by_prompt = {question.prompt.rpartition("Question:")[2]: question for question in questions}
+        by_question = {_asked(question.prompt): question for question in questions}
         return tuple(
-            dataclasses.replace(
-                by_prompt[choice.prompt.rpartition("Question:")[2]], name=choice.name
-            )
+            dataclasses.replace(by_question[_asked(choice.prompt)], name=choice.name)
             for choice in choices.questions
         )
 
@@ -352,3 +350,8 @@ def collect_corpus(
     if model is None:
         return States.load(folder)
     return collect_states(model, texts, position=position, save_to=folder, progress=progress)
+
+
+def _asked(prompt: str) -> str:
+    """Return the question of a prompt, without solved ones before it and spaces behind it."""
+    return prompt.rpartition("Question:")[2].strip()
