@@ -135,7 +135,7 @@ class TargetBench:
         found = []
         for layer in layers:
             pack = self._pack({layer: vectors[layer]}, own)
-            strength = self._strength(pack, own)
+            strength = self._strength(pack)
             effect = self._effect(pack, strength, own) if strength else np.array([-np.inf])
             found.append({"layer": layer, "strength": strength, "effect": float(effect.mean())})
         ranked = sorted(found, key=lambda row: row["effect"], reverse=True)
@@ -222,7 +222,7 @@ class TargetBench:
     def _positions(self, arm: ArmSettings) -> str:
         return arm.positions or self.study.positions
 
-    def _strength(self, pack: SteeringPack, arm: ArmSettings) -> float:
+    def _strength(self, pack: SteeringPack) -> float:
         return strength_at_budget(
             lambda strength: self.damage_on_budget(
                 # Damage is what the vector does to text that is read, whichever tokens an
@@ -266,7 +266,7 @@ class TargetBench:
             The cell, as it is written.
         """
         if arm.method == "prompt":
-            return self._run_prompt(arm)
+            return self._run_prompt()
         if arm.method == "lora":
             return self._run_lora(arm, adapter)
         # What arms share, states and tables, is read before the clock starts.
@@ -279,7 +279,7 @@ class TargetBench:
         method = "expertsteer" if arm.method == "expertsteer_paper" else arm.method
         pack = self._pack(method_vectors(method, material, self.benchmark.seed), arm)
         made = seconds_of_work(self.model)
-        strongest = self._strength(pack, arm)
+        strongest = self._strength(pack)
         shares = arm.strength_shares or self.study.strength_shares
         tried = []
         for share in shares if strongest else ():
@@ -326,7 +326,7 @@ class TargetBench:
         with self.lower_blocks.skipped(steering), steering:
             return self.subject.measure(instruction)
 
-    def _run_prompt(self, arm: ArmSettings) -> dict[str, Any]:
+    def _run_prompt(self) -> dict[str, Any]:
         task, metric = self.subject.validation
         instruction = self.benchmark.instruction
         effect = item_values(self.model, instructed(task, instruction), metric) - self.unsteered

@@ -168,7 +168,7 @@ def _markdown(
         ]
         table = average_table(study, averages, target)
         lines += [table.to_markdown(index=False, missingval=""), ""]
-        domains = _domain_table(study, by_domain, target)
+        domains = _domain_table(by_domain, target)
         if domains.shape[1] > 1:
             lines += [domains.to_markdown(missingval=""), ""]
     lines += [MEASURES, "", *notes(study, cells, about)]
@@ -255,7 +255,7 @@ def average_table(study: StudySettings, averages: Frame, target: str) -> Frame:
     return table.loc[:, (table != "").any()]
 
 
-def _domain_table(study: StudySettings, by_domain: dict[str, Frame], target: str) -> Frame:
+def _domain_table(by_domain: dict[str, Frame], target: str) -> Frame:
     """Return the change of right answers by domain, a row a method."""
     columns = {}
     for domain, averages in by_domain.items():
