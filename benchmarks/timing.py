@@ -122,7 +122,7 @@ def take_turns(
     rounds: int,
     fixed: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Time every way once a round, in changing order.
+    """Time every way once a round, in changing order: each comes first, and last, as often.
 
     Parameters
     ----------
@@ -143,8 +143,10 @@ def take_turns(
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     results: dict[str, Any] = {}
     for turn in range(-1, rounds):
-        names = list(ways) if turn % 2 == 0 else list(reversed(ways))
-        for name in names:
+        names = list(ways)
+        first = max(turn, 0) // 2 % len(names)
+        names = names[first:] + names[:first]
+        for name in names if turn % 2 == 0 else reversed(names):
             if turn >= fixed.get(name, rounds) or (turn < 0 and name in fixed):
                 continue
             gc.collect()
@@ -295,6 +297,9 @@ def limit_threads(threads: int) -> None:
 def time_case(case: Case, rounds: int) -> dict[str, Any]:
     """Time a case; return its entry in the file of results, without memory."""
     ways = case.prepare()
+    # What is there now needs no looking through for garbage before every turn.
+    gc.collect()
+    gc.freeze()
     # The machine's speed drifts, so what it reaches is measured in turn with the work.
     kinds = {kind for way, (kind, _) in case.work.items() if way != kind}
     reaches = {f"reach {kind}": reach(kind) for kind in sorted(kinds)}
@@ -317,6 +322,7 @@ def time_case(case: Case, rounds: int) -> dict[str, Any]:
     if case.compare is not None:
         found = {name: value for name, value in returned.items() if name in ways}
         figures |= {name: {"median": value} for name, value in case.compare(found).items()}
+    gc.unfreeze()
     return {
         "title": case.title,
         "sizes": case.sizes,

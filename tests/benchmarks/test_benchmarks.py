@@ -52,8 +52,12 @@ def test_ways_take_turns_in_changing_order():
     ways = {name: lambda name=name: calls.append(name) for name in "abc"}
     seconds, _ = timing.take_turns(ways, 3, {"c": 1})
     # The first turn is not timed.
-    assert "".join(calls) == "ba" + "abc" + "ba" + "ab"
+    assert "".join(calls) == "ba" + "abc" + "ba" + "ba"
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3, "c": 1}
+    calls.clear()
+    timing.take_turns(ways, 6)
+    orders = ["".join(calls[n : n + 3]) for n in range(3, len(calls), 3)]
+    assert sorted(orders) == ["abc", "acb", "bac", "bca", "cab", "cba"]
 
 
 def test_ratios_are_taken_round_by_round():
