@@ -1,7 +1,7 @@
 """Run several ways of doing one piece of work in turn, and keep what they took.
 
 pytest-benchmark and asv time one function after the other. Here the ways take turns within
-every round, forwards and backwards, so that a machine whose speed drifts favours none of them
+every round, in an order drawn by lot, so that a machine whose speed drifts favours none of them
 and every round gives a ratio of its own. Memory is measured in processes of their own.
 
 A benchmark is a file with a list of cases and one call::
@@ -19,6 +19,7 @@ import argparse
 import gc
 import json
 import os
+import random
 import resource
 import statistics
 import subprocess
@@ -122,7 +123,7 @@ def take_turns(
     rounds: int,
     fixed: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Time every way once a round, in changing order: each comes first, and last, as often.
+    """Time every way once a round, in an order drawn anew for every round.
 
     Parameters
     ----------
@@ -142,11 +143,9 @@ def take_turns(
     fixed = fixed or {}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     results: dict[str, Any] = {}
+    order = random.Random(0)
     for turn in range(-1, rounds):
-        names = list(ways)
-        first = max(turn, 0) // 2 % len(names)
-        names = names[first:] + names[:first]
-        for name in names if turn % 2 == 0 else reversed(names):
+        for name in order.sample(list(ways), len(ways)):
             if turn >= fixed.get(name, rounds) or (turn < 0 and name in fixed):
                 continue
             gc.collect()
