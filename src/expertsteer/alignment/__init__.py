@@ -1,5 +1,6 @@
 """Step 1: align the expert's hidden width with the target's."""
 
+from expertsteer.affine import Affine
 from expertsteer.alignment.artifact import Alignment
 from expertsteer.alignment.autoencoder import AlignedAutoEncoder, AutoEncoder
 from expertsteer.alignment.base import Aligner
@@ -8,6 +9,7 @@ from expertsteer.alignment.regression import CCA, Procrustes, Ridge
 __all__ = [
     "ALIGNERS",
     "CCA",
+    "Affine",
     "AlignedAutoEncoder",
     "Aligner",
     "Alignment",

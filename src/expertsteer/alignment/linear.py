@@ -6,7 +6,8 @@ n x n Gram matrix; in the other case through the d x d covariance.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -26,13 +27,32 @@ __all__ = [
 RIDGE_GRID = tuple(10.0**power for power in range(-6, 3))
 
 
-class ThinSVD(NamedTuple):
-    """Centred states as U diag(s) V^T, without the directions of no variance."""
+@dataclass(frozen=True, eq=False)
+class ThinSVD:
+    """Centred states as U diag(s) V^T, without the directions of no variance.
+
+    Attributes
+    ----------
+    u : Tensor of shape (n, r)
+    s : Tensor of shape (r,)
+        Descending.
+    mean : Tensor of shape (d,)
+    centred : Tensor of shape (n, d)
+        The states less their mean.
+    right : Tensor of shape (d, r), optional
+        V, where the decomposition has found it on its way.
+    """
 
     u: torch.Tensor
     s: torch.Tensor
-    v: torch.Tensor
     mean: torch.Tensor
+    centred: torch.Tensor
+    right: torch.Tensor | None = None
+
+    @cached_property
+    def v(self) -> torch.Tensor:
+        """V, (d, r); of wide states found when first asked for."""
+        return self.centred.T @ (self.u / self.s) if self.right is None else self.right
 
     def coordinates(self) -> torch.Tensor:
         """Return the states' principal coordinates U diag(s), (n, r)."""
@@ -42,9 +62,12 @@ class ThinSVD(NamedTuple):
         """Return the map from states to their principal coordinates U diag(s)."""
         return Affine((self.v,), -(self.mean @ self.v))
 
-    def from_coordinates(self) -> Affine:
-        """Return the map from principal coordinates to states."""
-        return Affine((self.v.T,), self.mean)
+    def from_coordinates(self, core: torch.Tensor) -> Affine:
+        """Return the map from what a matrix takes to principal coordinates to states."""
+        if self.right is not None:
+            return Affine((core, self.right.T), self.mean)
+        # V^T = diag(1/s) U^T X, so that V need not be found.
+        return Affine((core @ (self.u / self.s).T, self.centred), self.mean)
 
 
 def thin_svd(states: torch.Tensor, tolerance: float = 1e-6, least: float = 0.0) -> ThinSVD:
@@ -74,8 +97,8 @@ def thin_svd(states: torch.Tensor, tolerance: float = 1e-6, least: float = 0.0) 
     keep = (s > tolerance * largest) & (s > least)
     vectors, s = vectors.flip(1)[:, keep], s[keep]
     if wide:
-        return ThinSVD(vectors, s, centred.T @ (vectors / s), mean)
-    return ThinSVD(centred @ (vectors / s), s, vectors, mean)
+        return ThinSVD(vectors, s, mean, centred)
+    return ThinSVD(centred @ (vectors / s), s, mean, centred, vectors)
 
 
 def leave_one_out_ridge(
@@ -139,5 +162,4 @@ def ridge_decoder(encoded: ThinSVD, expert: ThinSVD) -> Affine:
 
 def between_bases(left: ThinSVD, core: torch.Tensor, right: ThinSVD) -> Affine:
     """Return the map between states that maps one side's principal coordinates by a matrix."""
-    middle = Affine((core,), torch.zeros_like(right.s))
-    return left.to_coordinates().then(middle).then(right.from_coordinates())
+    return left.to_coordinates().then(right.from_coordinates(core))
