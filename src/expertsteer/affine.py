@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,8 +63,11 @@ class Affine:
         return Affine((*self.factors, *other.factors), other.linear(self.bias) + other.bias)
 
     def single(self) -> Self:
-        """Return the map in float32."""
-        return type(self)(tuple(factor.float() for factor in self.factors), self.bias.float())
+        """Return the map in float32, by its weight where that is not half of the factors."""
+        factors = tuple(factor.float() for factor in self.factors)
+        if sum(factor.numel() for factor in factors) > 2 * math.prod(self.widths):
+            factors = (self.weight,)
+        return type(self)(factors, self.bias.float())
 
 
 def tensors_of(maps: Mapping[tuple[int, int], Affine]) -> dict[str, torch.Tensor]:

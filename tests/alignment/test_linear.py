@@ -81,6 +81,17 @@ def test_a_chain_of_maps_is_the_map_of_its_weight_and_bias(n):
     )
 
 
+@pytest.mark.parametrize(("inner", "n_factors"), [(3, 2), (23, 2), (25, 1)])
+def test_a_map_is_kept_by_what_is_smaller(inner, n_factors):
+    factors = torch.randn(20, inner).double(), torch.randn(inner, 30).double()
+    affine = Affine(factors, torch.randn(30).double())
+    single = affine.single()
+    assert len(single.factors) == n_factors
+    assert {part.dtype for part in (*single.factors, single.bias)} == {torch.float32}
+    states = torch.randn(4, 20)
+    torch.testing.assert_close(single(states), affine(states), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("n", [20, 50])
 def test_principal_coordinates_lead_there_and_back(n):
     states, _ = regression(n, 30, 3, 0.1)
