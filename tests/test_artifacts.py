@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from expertsteer import Alignment, SteeringPack, collect_states
+from expertsteer.affine import Affine
 from expertsteer.artifacts import describe_artifact
 from expertsteer.errors import PackError, StatesError
 from expertsteer.layer_pair import LayerPair
@@ -20,7 +21,7 @@ from helpers import WIDTH, random_vector, tiny_language_model
 
 def test_each_kind_is_known_by_its_content(tmp_path):
     model = tiny_language_model("llama")
-    encoder = (torch.eye(WIDTH), torch.zeros(WIDTH))
+    encoder = Affine((torch.eye(WIDTH),), torch.zeros(WIDTH))
     known = model.description
     pack = SteeringPack({1: random_vector()}, {1: 1.0}, known)
     alignment = Alignment(
