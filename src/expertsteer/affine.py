@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from typing_extensions import Self
 
-__all__ = ["Affine", "affine_maps_from", "tensors_of"]
+__all__ = ["Affine", "encoder_tensors", "encoders_from"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,28 +63,28 @@ class Affine:
         return Affine((*self.factors, *other.factors), other.linear(self.bias) + other.bias)
 
     def single(self) -> Self:
-        """Return the map in float32, by its weight where that is not half of the factors."""
-        factors = tuple(factor.float() for factor in self.factors)
-        if sum(factor.numel() for factor in factors) > 2 * math.prod(self.widths):
-            factors = (self.weight,)
-        return type(self)(factors, self.bias.float())
+        """Return the map in float32, by its weight where its factors are twice as large."""
+        single = type(self)(tuple(factor.float() for factor in self.factors), self.bias.float())
+        if sum(factor.numel() for factor in single.factors) > 2 * math.prod(self.widths):
+            return type(self)((single.weight,), single.bias)
+        return single
 
 
-def tensors_of(maps: Mapping[tuple[int, int], Affine]) -> dict[str, torch.Tensor]:
+def encoder_tensors(encoders: Mapping[tuple[int, int], Affine]) -> dict[str, torch.Tensor]:
     """Return encoders as tensors to save, ``encoder.I.J.weight`` and ``.bias``, float32."""
     tensors = {}
-    for (i, j), encoder in maps.items():
+    for (i, j), encoder in encoders.items():
         tensors[f"encoder.{i}.{j}.weight"] = encoder.weight
         tensors[f"encoder.{i}.{j}.bias"] = encoder.bias.float()
     return tensors
 
 
-def affine_maps_from(tensors: Mapping[str, torch.Tensor]) -> dict[tuple[int, int], Affine]:
-    """Return the encoders among saved tensors, see `tensors_of`."""
-    maps = {}
+def encoders_from(tensors: Mapping[str, torch.Tensor]) -> dict[tuple[int, int], Affine]:
+    """Return the encoders among saved tensors, see `encoder_tensors`."""
+    encoders = {}
     for name, weight in tensors.items():
         parts = name.split(".")
         if parts[0] == "encoder" and parts[-1] == "weight":
             pair = (int(parts[1]), int(parts[2]))
-            maps[pair] = Affine((weight,), tensors[f"encoder.{pair[0]}.{pair[1]}.bias"])
-    return maps
+            encoders[pair] = Affine((weight,), tensors[f"encoder.{pair[0]}.{pair[1]}.bias"])
+    return encoders

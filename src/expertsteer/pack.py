@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from typing_extensions import Self
 
-from expertsteer.affine import Affine, affine_maps_from, tensors_of
+from expertsteer.affine import Affine, encoder_tensors, encoders_from
 from expertsteer.errors import PackError, ParameterError
 from expertsteer.layer_pair import LayerPair
 from expertsteer.models import (
@@ -331,7 +331,7 @@ class SteeringPack:
         """
         tensors = {
             "vectors": torch.stack([self.vectors[layer].float() for layer in self.layers]),
-            **tensors_of(self.encoders),
+            **encoder_tensors(self.encoders),
         }
         return save_tensor_file(path, PACK_KIND, tensors, self.summary())
 
@@ -367,7 +367,7 @@ class SteeringPack:
                 expert=ModelDescription(**fields["expert"]) if fields["expert"] else None,
                 pairs=tuple(LayerPair(**pair) for pair in fields["pairs"]),
                 strength=fields["strength"],
-                encoders=affine_maps_from(tensors),
+                encoders=encoders_from(tensors),
                 provenance=fields["provenance"],
             )
         if model is not None:

@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
-from expertsteer.affine import Affine, affine_maps_from, tensors_of
+from expertsteer.affine import Affine, encoder_tensors, encoders_from
 from expertsteer.alignment.base import Aligner
 from expertsteer.arrays import Array, like
 from expertsteer.errors import DataError, PackError, ParameterError
@@ -273,7 +273,7 @@ class Alignment:
 
     def save(self, path: str | Path) -> Path:
         """Write the alignment as one safetensors file, whole or not at all."""
-        tensors = {"mutual_information": self.mutual_information, **tensors_of(self.encoders)}
+        tensors = {"mutual_information": self.mutual_information, **encoder_tensors(self.encoders)}
         return save_tensor_file(path, ALIGNMENT_KIND, tensors, self.summary())
 
     @classmethod
@@ -288,7 +288,7 @@ class Alignment:
         tensors, fields = load_tensor_file(path, ALIGNMENT_KIND)
         with complete_description(path):
             return cls(
-                encoders=affine_maps_from(tensors),
+                encoders=encoders_from(tensors),
                 pairs=tuple(LayerPair(**pair) for pair in fields["pairs"]),
                 mean_residual_norms={
                     int(j): norm for j, norm in fields["mean_residual_norms"].items()

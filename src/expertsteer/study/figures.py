@@ -162,91 +162,97 @@ def _sweep(study: StudySettings, averages: Frame) -> Figure:
     values = {name: usual if value is None else value for name, value in given.items()}
     unset = ArmSettings.model_fields[study.sweep].default
     varied = {name for name, value in given.items() if value != unset}
-    kinds = {arm.name: _kind(arm, study.sweep) for arm in study.methods}
-    targets = list(dict.fromkeys(averages["target"]))
-    figure = Figure(figsize=(1 + 5 * len(targets), 4), layout="constrained")
-    panels = figure.subplots(1, len(targets), squeeze=False, sharey=True)[0]
-    for axes, target in zip(panels, targets, strict=True):
-        own = averages[averages["target"] == target]
-        lines = own.groupby([own["method"].map(kinds), "expert"], dropna=False, sort=False)
+    is_log = study.sweep in ("n_train", "n_beginnings")
+    figure, panels = _effect_panels(averages)
+    for axes, own in panels:
         swept = own["method"].map(values).dropna()
-        is_log = study.sweep in ("n_train", "n_beginnings")
-        for n, ((kind, expert), line) in enumerate(lines):
-            color = _COLORS[n % len(_COLORS)]
+        lines = _lines(study, own)
+        for n, (style, line) in enumerate(lines):
             line = line.assign(value=line["method"].map(values)).dropna(subset=["value"])
             line = line.sort_values("value")
-            label = f"{kind} ({expert})" if isinstance(expert, str) else str(kind)
             effect, low, high = line["effect"], line["effect_low"], line["effect_high"]
             if not varied.intersection(line["method"]):
-                axes.axhline(effect.item(), color=color, linestyle="--", label=label)
+                color = style["color"]
+                axes.axhline(effect.item(), color=color, linestyle="--", label=style["label"])
                 axes.axhspan(low.item(), high.item(), color=color, alpha=0.1, linewidth=0)
                 continue
-            spread = (effect - low, high - effect)
             # Side by side, as intervals of several lines would hide each other.
-            aside = n - 0.5 * (lines.ngroups - 1)
+            aside = n - 0.5 * (len(lines) - 1)
             step = 0.006 * (swept.max() - swept.min())
             places = line["value"] * 1.02**aside if is_log else line["value"] + step * aside
-            marker = _MARKERS[n % len(_MARKERS)]
-            axes.errorbar(
-                *(places, effect, spread), color=color, marker=marker, markersize=4, label=label
-            )
-        axes.axhline(0, color="grey", linewidth=0.8)
+            axes.errorbar(places, effect, (effect - low, high - effect), **style)
         axes.set_xlabel(study.sweep)
         if is_log:
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
         measured = sorted(set(swept))
         axes.set_xticks(measured, [f"{value:g}" for value in measured])
-        axes.set_title(target, loc="left", fontsize=10)
-        axes.grid(alpha=0.3)
-        # One a panel: every target has experts of its own.
-        axes.legend(fontsize=7)
-    panels[0].set_ylabel("effect, nats")
+        _finish(axes)
     return figure
 
 
 def _trade_off(study: StudySettings, averages: Frame) -> Figure:
     """Draw the average effect over the damage done for it, a line a method from no strength on."""
-    shares = {arm.name: (arm.strength_shares or study.strength_shares)[0] for arm in study.methods}
-    kinds = {arm.name: _kind(arm, "strength_shares") for arm in study.methods}
+    shares = {arm.name: arm.strength_shares[0] for arm in study.methods if arm.strength_shares}
+    figure, panels = _effect_panels(averages)
+    for axes, own in panels:
+        for style, line in _lines(study, own):
+            line = line.assign(share=line["method"].map(shares)).sort_values("share")
+            effect, low, high = line["effect"], line["effect_low"], line["effect_high"]
+            axes.errorbar(line["damage"], effect, (effect - low, high - effect), **style)
+            first = (study.undamaged, line["damage"].iloc[0]), (0, effect.iloc[0])
+            axes.plot(*first, color=style["color"], linestyle=":", linewidth=1)
+            for row in line.dropna(subset=["share"]).itertuples():
+                axes.annotate(
+                    f"{row.share:g}",
+                    (row.damage, row.effect),
+                    (5, -9),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=style["color"],
+                )
+        axes.axvline(study.budget, color="tab:red", linewidth=0.8, linestyle=":")
+        axes.set_xlabel(_damage_label(study))
+        _finish(axes, title="numbers: share of the strength", title_fontsize=7)
+    return figure
+
+
+def _effect_panels(averages: Frame) -> tuple[Figure, list[tuple[Axes, Frame]]]:
+    """Return a figure for the effect over something, and a panel and its rows a target."""
     targets = list(dict.fromkeys(averages["target"]))
     figure = Figure(figsize=(1 + 5 * len(targets), 4), layout="constrained")
     panels = figure.subplots(1, len(targets), squeeze=False, sharey=True)[0]
     for axes, target in zip(panels, targets, strict=True):
-        own = averages[averages["target"] == target]
-        own = own.assign(share=own["method"].map(shares)).sort_values("share")
-        lines = own.groupby([own["method"].map(kinds), "expert"], dropna=False, sort=False)
-        for n, ((kind, expert), line) in enumerate(lines):
-            color, marker = _COLORS[n % len(_COLORS)], _MARKERS[n % len(_MARKERS)]
-            label = f"{kind} ({expert})" if isinstance(expert, str) else str(kind)
-            effect, low, high = line["effect"], line["effect_low"], line["effect_high"]
-            spread = (effect - low, high - effect)
-            axes.errorbar(
-                *(line["damage"], effect, spread),
-                color=color,
-                marker=marker,
-                markersize=4,
-                label=label,
-            )
-            first = (study.undamaged, line["damage"].iloc[0]), (0, effect.iloc[0])
-            axes.plot(*first, color=color, linestyle=":", linewidth=1)
-            for damage, height, share in zip(line["damage"], effect, line["share"], strict=True):
-                axes.annotate(
-                    f"{share:g}",
-                    (damage, height),
-                    (5, -9),
-                    textcoords="offset points",
-                    fontsize=7,
-                    color=color,
-                )
-        axes.axhline(0, color="grey", linewidth=0.8)
-        axes.axvline(study.budget, color="tab:red", linewidth=0.8, linestyle=":")
-        axes.set_xlabel(_damage_label(study))
         axes.set_title(target, loc="left", fontsize=10)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, title="numbers: share of the strength", title_fontsize=7)
     panels[0].set_ylabel("effect, nats")
-    return figure
+    rows = [averages[averages["target"] == target] for target in targets]
+    return figure, list(zip(panels, rows, strict=True))
+
+
+def _lines(study: StudySettings, rows: Frame) -> list[tuple[dict[str, Any], Frame]]:
+    """Return how the line of every method and expert is drawn, whatever is swept, and its rows."""
+    assert study.sweep is not None
+    kinds = {arm.name: _kind(arm, study.sweep) for arm in study.methods}
+    found = rows.groupby([rows["method"].map(kinds), "expert"], dropna=False, sort=False)
+    return [
+        (
+            {
+                "color": _COLORS[n % len(_COLORS)],
+                "marker": _MARKERS[n % len(_MARKERS)],
+                "markersize": 4,
+                "label": f"{kind} ({expert})" if isinstance(expert, str) else str(kind),
+            },
+            line,
+        )
+        for n, ((kind, expert), line) in enumerate(found)
+    ]
+
+
+def _finish(axes: Axes, **legend: Any) -> None:
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.grid(alpha=0.3)
+    # One a panel: every target has experts of its own.
+    axes.legend(fontsize=7, **legend)
 
 
 def _damage_label(study: StudySettings) -> str:
