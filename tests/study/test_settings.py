@@ -56,7 +56,8 @@ def test_what_a_file_says_is_what_is_run(study_file):
         ),
         ({"instructions": {}}, "instructions.*general"),
         ({"targets": []}, "targets"),
-        ({"sweep": "strength_shares"}, "sweep.*several shares for 'none'.*every method one"),
+        ({"sweep": "strength_shares"}, "sweep.*several shares for 'random'.*every method one"),
+        ({"sweep": "strength"}, "sweep='strength'.*expected one of n_train.*strength_shares"),
         ({"reference": "rmf"}, "reference.*'rmf'.*expected one of none, random"),
     ],
 )

@@ -513,7 +513,9 @@ def test_shares_of_the_strength_are_drawn_over_the_damage_they_do(
         for method in ("random", "expertsteer")
         for share in (0.5, 1.0)
     ]
-    settings = {"methods": ["none", *shares], "strength_shares": [1.0], "sweep": "strength_shares"}
+    settings = {"strength_shares": [1.0], "sweep": "strength_shares"}
+    # No number stands beside what does not steer.
+    settings["methods"] = ["none", "prompt", *shares]
     rows = run(study_file(**settings), tmp_path / "out", tmp_path / "fresh cache")
     drawn = {}
     monkeypatch.setattr(
@@ -524,15 +526,17 @@ def test_shares_of_the_strength_are_drawn_over_the_damage_they_do(
     (axes, *_) = drawn["sweep.png"].axes
     target = axes.get_title(loc="left")
     lines = {c.get_label().split(" (")[0]: c.lines[0] for c in axes.containers}
-    assert set(lines) == {"random", "expertsteer"}
-    own = [row for row in rows if row["target"] == target]
+    assert set(lines) == {"random", "expertsteer", "prompt"}
+    del lines["prompt"]
+    # Averages are of what every method was measured on, and an instruction needs questions.
+    own = [row for row in rows if row["target"] == target and row["benchmark"] == "questions"]
     for method, line in lines.items():
         damages = [
             [row["damage"] for row in own if row["method"] == f"{method}, {share}"]
             for share in (0.5, 1.0)
         ]
         assert line.get_xdata() == pytest.approx([geometric_mean(d) for d in damages])
-    assert {text.get_text() for text in axes.texts} == {"0.5", "1"}
+    assert sorted(text.get_text() for text in axes.texts) == ["0.5", "0.5", "1", "1"]
 
 
 def test_open_answers_are_asked_of_the_questions_that_are_also_choices(study_file, tmp_path):

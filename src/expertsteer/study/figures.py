@@ -193,7 +193,11 @@ def _sweep(study: StudySettings, averages: Frame) -> Figure:
 
 def _trade_off(study: StudySettings, averages: Frame) -> Figure:
     """Draw the average effect over the damage done for it, a line a method from no strength on."""
-    shares = {arm.name: arm.strength_shares[0] for arm in study.methods if arm.strength_shares}
+    shares = {
+        arm.name: (arm.strength_shares or study.strength_shares)[0]
+        for arm in study.methods
+        if arm.uses_strength
+    }
     figure, panels = _effect_panels(averages)
     for axes, own in panels:
         for style, line in _lines(study, own):

@@ -46,10 +46,10 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _one_of(known: tuple[str, ...]) -> Any:
+def _one_of(known: tuple[str | None, ...]) -> Any:
     def check(value: Any) -> Any:
         if value not in known:
-            raise ValueError(f"expected one of {', '.join(known)}")
+            raise ValueError(f"expected one of {', '.join(name for name in known if name)}")
         return value
 
     return BeforeValidator(check)
@@ -149,7 +149,7 @@ class BenchmarkSettings(_Settings):
     columns: dict[str, str] = {}
     positive: str | None = None
     negative: str | None = None
-    metric: Annotated[str | None, _one_of((None, *_METRICS))] = None  # type: ignore[arg-type]
+    metric: Annotated[str | None, _one_of((None, *_METRICS))] = None
     instruction: str = ""
     words: str | None = None
     judge: str | None = None
@@ -252,7 +252,7 @@ class ArmSettings(_Settings):
     method: Annotated[str, _one_of((*_OTHER_ARMS, *METHODS))]
     name: str = ""
     expert: str | None = None
-    aligner: Annotated[str | None, _one_of((None, *ALIGNERS))] = None  # type: ignore[arg-type]
+    aligner: Annotated[str | None, _one_of((None, *ALIGNERS))] = None
     aligner_options: dict[str, Any] = {}
     estimator: Annotated[str, _one_of(("gaussian", "ksg", "kernel"))] = "gaussian"
     strategy: Annotated[
@@ -272,7 +272,7 @@ class ArmSettings(_Settings):
     label_noise: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     positions: Annotated[
         str | None,
-        _one_of((None, "all", "prompt", "generated", "last")),  # type: ignore[arg-type]
+        _one_of((None, "all", "prompt", "generated", "last")),
     ] = None
     strength_shares: _Shares | None = None
 
@@ -315,6 +315,11 @@ class ArmSettings(_Settings):
     def uses_rfm(self) -> bool:
         """Whether the arm's vectors come from recursive feature machines of its settings."""
         return "direction_options" in _fields_of(self.method) and self.direction == "rfm"
+
+    @property
+    def uses_strength(self) -> bool:
+        """Whether the arm steers."""
+        return "strength_shares" in _fields_of(self.method)
 
     @property
     def uses_plain_text(self) -> bool:
@@ -425,7 +430,7 @@ class StudySettings(_Settings):
     instructions: dict[str, str] = {}
     sweep: Annotated[
         str | None,
-        _one_of((None, *_SWEPT)),  # type: ignore[arg-type]
+        _one_of((None, *_SWEPT)),
     ] = None
     reference: str | None = None
 
@@ -443,7 +448,7 @@ class StudySettings(_Settings):
             )
         if self.sweep == "strength_shares":
             for arm in self.methods:
-                if len(arm.strength_shares or self.strength_shares) > 1:
+                if arm.uses_strength and len(arm.strength_shares or self.strength_shares) > 1:
                     raise ValueError(
                         f"sweep: got strength_shares with several shares for {arm.name!r}; "
                         "give every method one"
