@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from expertsteer import ExpertSteer, collect_states, fit_alignment
+from expertsteer.alignment import Alignment, Ridge
 from expertsteer.data import LabelledExamples
 from expertsteer.directions import RecursiveFeatureMachine
 from expertsteer.directions import recursive_feature_machine as rfm
 from expertsteer.evaluation import Request, continuation_log_likelihoods
+from expertsteer.methods import METHODS, Material, method_vectors
 from expertsteer.models import LanguageModel, load_model
 from expertsteer.models.batches import to_device
 from expertsteer.pairing import mutual_information_table
+from expertsteer.pipeline import render_corpus
 from expertsteer.steering import Steering
 from helpers import random_ids, random_vector, tiny_model, tiny_tokenizer
 
@@ -32,6 +35,18 @@ def on(device: str, family: str = "llama") -> LanguageModel:
 
 def states(n: int = 40, n_layers: int = 5, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, n_layers, 24, generator=torch.Generator().manual_seed(seed))
+
+
+def make_examples() -> LabelledExamples:
+    rng = np.random.default_rng(0)
+    answers = [f"w{rng.integers(20, 90)} w{n % 2 + 2 * rng.integers(4)}" for n in range(60)]
+    return LabelledExamples(
+        prompts=("",) * 60,
+        answers=tuple(answers),
+        labels=np.array([1, -1] * 30, dtype=np.int8),
+        splits=("train",) * 40 + ("validation",) * 20,
+        groups=tuple(map(str, range(60))),
+    )
 
 
 def close(gpu: object, cpu: object) -> None:
@@ -57,6 +72,22 @@ def test_states(position):
         for device in ("cuda", "cpu")
     ]
     close(*found)
+
+
+@needs_gpu
+def test_layers_are_handed_out_where_the_model_is(tmp_path):
+    for folder in (None, tmp_path / "states"):
+        found = collect_states(on("cuda"), TEXTS, save_to=folder, progress=False)
+        assert found.values.device.type == "cpu"
+        assert found.layer(1).device.type == "cuda"
+        assert found.rows(torch.arange(3)).layer(1).device.type == "cuda"
+
+
+def test_what_is_computed_of_a_spread_model_stays_on_the_cpu():
+    model = on("cpu")
+    assert model.algebra_device == torch.device("cpu")
+    model.blocks[0].to("meta")
+    assert model.algebra_device == torch.device("cpu")
 
 
 @needs_two_gpus
@@ -126,15 +157,7 @@ def test_mutual_information(estimator):
 
 @needs_gpu
 def test_a_pack_from_the_models_to_the_vectors():
-    rng = np.random.default_rng(0)
-    answers = [f"w{rng.integers(20, 90)} w{n % 2 + 2 * rng.integers(4)}" for n in range(60)]
-    examples = LabelledExamples(
-        prompts=("",) * 60,
-        answers=tuple(answers),
-        labels=np.array([1, -1] * 30, dtype=np.int8),
-        splits=("train",) * 40 + ("validation",) * 20,
-        groups=tuple(map(str, range(60))),
-    )
+    examples = make_examples()
     steer = ExpertSteer(strategy="same_depth", n_pairs=2)
     packs = [
         steer.fit(on(device, "gpt2"), on(device), examples, progress=False)
@@ -143,6 +166,24 @@ def test_a_pack_from_the_models_to_the_vectors():
     assert packs[0].layers == packs[1].layers
     for layer in packs[0].layers:
         close(packs[0].vectors[layer], packs[1].vectors[layer])
+
+
+# Rounding grows over the thousands of steps of the paper's optimiser.
+@needs_gpu
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"expertsteer_paper"}))
+def test_methods(name):
+    examples = make_examples()
+    found = []
+    for device in ("cuda", "cpu"):
+        states = [
+            collect_states(model, render_corpus(examples, model), progress=False)
+            for model in (on(device), on(device, "gpt2"))
+        ]
+        alignment = Alignment.fit(*states, [(1, 1)], Ridge(), progress=False)
+        steer = ExpertSteer()
+        material = Material(examples, *states, ((1, 1),), steer, alignment=alignment)
+        found.append(method_vectors(name, material))
+    close(found[0][1], found[1][1])
 
 
 @needs_gpu

@@ -62,6 +62,11 @@ class Affine:
         """Return the map that does this one first."""
         return Affine((*self.factors, *other.factors), other.linear(self.bias) + other.bias)
 
+    def to(self, device: torch.device | str) -> Self:
+        """Return the map on a device."""
+        factors = tuple(factor.to(device) for factor in self.factors)
+        return type(self)(factors, self.bias.to(device))
+
     def single(self) -> Self:
         """Return the map in float32, by its weight where its factors are twice as large."""
         single = type(self)(tuple(factor.float() for factor in self.factors), self.bias.float())

@@ -63,7 +63,7 @@ class Material:
         """Return a finder's unit direction in some states of the examples."""
         layers = states[:, None]
         ((fitted, _),) = fit_directions(finder, layers, examples, self.steer.bandwidths)
-        return torch.as_tensor(fitted.direction_).float()
+        return torch.as_tensor(fitted.direction_).float().cpu()
 
 
 def _own(finder: DirectionFinder) -> Callable[[Material, int], Vectors]:

@@ -140,7 +140,8 @@ class ExpertSteer:
         ----------
         target, expert : LanguageModel, ModelSource, str, Path or States
             The models, their names (loaded one after the other and released), or their
-            collected states on ``data``.
+            collected states on ``data``. What follows from the states of a model on one GPU
+            is computed there.
         data : LabelledExamples
             Vectors come from its train split, choices from its validation split; its
             test split is never read.
@@ -219,7 +220,7 @@ class ExpertSteer:
         found = fit_directions(self.direction, torch.stack(encoded, 1), examples, self.bandwidths)
         vectors, measured = {}, []
         for pair, (finder, score) in zip(chosen, found, strict=True):
-            vectors[pair.target_layer] = torch.as_tensor(finder.direction_)
+            vectors[pair.target_layer] = torch.as_tensor(finder.direction_).cpu()
             measured.append(dataclasses.replace(pair, auc=score))
 
         return SteeringPack(
@@ -282,7 +283,12 @@ class ExpertSteer:
         # Step 2 before step 1: information does not change under an encoder, so encoders
         # are fitted for the chosen pairs alone.
         table = torch.as_tensor(
-            mutual_information_table(expert_states.values, target_states.values, self.estimator)
+            mutual_information_table(
+                expert_states.values,
+                target_states.values,
+                self.estimator,
+                device=expert_states.device,
+            )
         )
         chosen = self._candidate_pairs(table) if pairs is None else pairs
         return Alignment.fit(

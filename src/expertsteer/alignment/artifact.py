@@ -106,13 +106,15 @@ class Alignment:
             states.require_all_layers()
         if table is None:
             table = torch.as_tensor(
-                mutual_information_table(expert_states.values, target_states.values)
+                mutual_information_table(
+                    expert_states.values, target_states.values, device=expert_states.device
+                )
             )
         encoders = {}
         measured = []
         for i, j in tqdm(list(pairs), desc="alignment", delay=1, disable=not progress):
             fitted = aligner.unfitted().fit(expert_states.layer(i), target_states.layer(j))
-            encoders[i, j] = fitted.encoder_
+            encoders[i, j] = fitted.encoder_.to("cpu")
             information = float(table[i, j])
             measured.append(LayerPair(i, j, information, fitted.r2_, fitted.reconstruction_error_))
         targets = {pair.target_layer for pair in measured}

@@ -78,6 +78,18 @@ class LanguageModel:
         return weight.device
 
     @property
+    def algebra_device(self) -> torch.device:
+        """The GPU that holds the whole model, else the CPU: where its states are worked on.
+
+        A model that needs several GPUs leaves little room on any; and other accelerators lack
+        the float64 that closed forms take.
+        """
+        places = {weight.device for weight in self.model.parameters()}
+        if len(places) == 1 and next(iter(places)).type == "cuda":
+            return places.pop()
+        return torch.device("cpu")
+
+    @property
     def pad_token_id(self) -> int:
         """Token that fills batches; masked, so any serves where the tokenizer has none."""
         pad = self.tokenizer.pad_token_id

@@ -53,6 +53,7 @@ def mutual_information_table(
     *,
     n_components: int | None = None,
     n_neighbors: int = 3,
+    device: torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Array:
     """Estimate the mutual information between every expert and every target layer.
@@ -78,6 +79,9 @@ def mutual_information_table(
         estimated from fewer rows than their dimensions need.
     n_neighbors : int, default=3
         Neighbours of ``"ksg"``; the others do not use it.
+    device : torch.device, optional
+        Where a layer is reduced to its components, which takes most of the time; default: where
+        the states are.
     progress : callable, optional
         Called as ``progress(done, total)``, in pairs of layers.
 
@@ -116,8 +120,8 @@ def mutual_information_table(
     n_rows = _common_rows(expert_states, target_states)
     most = resolve_n_components(n_components, n_rows)
     n_neighbors = check_integer("n_neighbors", n_neighbors, n_rows - 1, ", fewer than the rows")
-    expert = whiten_layers("expert_states", expert_states, most)
-    target = whiten_layers("target_states", target_states, most)
+    expert = whiten_layers("expert_states", expert_states, most, device)
+    target = whiten_layers("target_states", target_states, most, device)
     fill_row = ESTIMATORS[estimator](n_neighbors)
     table = torch.empty(len(expert.ranks), len(target.ranks), dtype=torch.float64)
     # One expert layer at a time: its products with all target layers are one matrix product, and

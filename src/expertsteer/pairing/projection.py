@@ -82,7 +82,9 @@ def resolve_n_components(n_components: int | None, n_rows: int) -> int:
     return check_integer("n_components", n_components, most, hint)
 
 
-def whiten_layers(name: str, states: Array, n_components: int) -> WhitenedLayers:
+def whiten_layers(
+    name: str, states: Array, n_components: int, device: torch.device | None = None
+) -> WhitenedLayers:
     """Reduce every layer to its leading principal components, whitened.
 
     One layer at a time is held in float32, so the memory is that of one layer plus the scores.
@@ -100,6 +102,8 @@ def whiten_layers(name: str, states: Array, n_components: int) -> WhitenedLayers
         States of one model, any real dtype.
     n_components : int
         Most components to keep in a layer.
+    device : torch.device, optional
+        Where a layer is reduced; default: where the states are.
 
     Returns
     -------
@@ -126,7 +130,8 @@ def whiten_layers(name: str, states: Array, n_components: int) -> WhitenedLayers
     scores = torch.zeros(n_layers, n_rows, n_components, dtype=torch.float64)
     ranks = torch.zeros(n_layers, dtype=torch.int64)
     for layer in range(n_layers):
-        basis = _whiten(as_states(f"{name}[:, {layer}]", stack[:, layer]), n_components)
+        values = stack[:, layer].to(device)
+        basis = _whiten(as_states(f"{name}[:, {layer}]", values), n_components)
         ranks[layer] = basis.shape[1]
         scores[layer, :, : basis.shape[1]] = basis
     return WhitenedLayers(scores, ranks)

@@ -66,7 +66,8 @@ def collect_states(
     States
         ``values`` of shape (n, layers, width): the blocks' outputs on the residual
         stream, before any final norm, in the model's float type ("answer_mean":
-        float32). With ``save_to`` they are read when they are first looked at.
+        float32). With ``save_to`` they are read when they are first looked at. Of a model on
+        one GPU, layers are handed out there, see `States.layer`.
 
     Raises
     ------
@@ -84,7 +85,7 @@ def collect_states(
     _require_memory(shape, dtype)
     if save_to is not None:
         _save(model, plan, save_to, progress)
-        return SavedStates(save_to, plan.description)
+        return SavedStates(save_to, plan.description, model.algebra_device)
     if n_processes() > 1:
         raise ParameterError(
             f"Got {n_processes()} processes and no folder for their states, but expected one that "
@@ -94,7 +95,7 @@ def collect_states(
     values = torch.empty(shape, dtype=dtype)
     for rows, states in _read(model, plan, plan.batches, progress):
         values[rows] = states
-    return States(values, plan.description)
+    return States(values, plan.description, model.algebra_device)
 
 
 def save_states(

@@ -157,13 +157,16 @@ class SavedStates(States):
     folder : Path
         Finished.
     description : StatesDescription
+    device : torch.device
+        As of `States`.
     """
 
     folder: Path
 
-    def __init__(self, folder: Path, description: StatesDescription) -> None:
+    def __init__(self, folder: Path, description: StatesDescription, device: torch.device) -> None:
         object.__setattr__(self, "folder", folder)
         object.__setattr__(self, "description", description)
+        object.__setattr__(self, "device", device)
 
     @cached_property
     def values(self) -> torch.Tensor:  # type: ignore[override]

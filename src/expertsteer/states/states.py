@@ -62,6 +62,9 @@ class StatesDescription:
         )
 
 
+_CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class States:
     """States of one model at one position of n texts.
@@ -72,10 +75,14 @@ class States:
         Block outputs on the residual stream.
     description : StatesDescription
         Model, texts, layers and position.
+    device : torch.device, default=CPU
+        Where `layer` puts what is to be computed with; the values of all layers may be more
+        than a GPU has room for.
     """
 
     values: torch.Tensor
     description: StatesDescription
+    device: torch.device = _CPU
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -83,7 +90,7 @@ class States:
         return self.description.layers
 
     def layer(self, layer: int) -> torch.Tensor:
-        """Return the states of one block as float32, shape (n, width)."""
+        """Return the states of one block as float32, shape (n, width), on ``device``."""
         model = self.description.model
         check_layers([layer], model.n_layers, model.name)
         if layer not in self.layers:
@@ -91,7 +98,7 @@ class States:
                 f"Got layer {layer}, but these states hold the layers "
                 f"{', '.join(map(str, self.layers))}. Collect the states of that layer too."
             )
-        return self.values[:, self.layers.index(layer)].float()
+        return self.values[:, self.layers.index(layer)].to(self.device, torch.float32)
 
     def require_all_layers(self) -> None:
         """Raise DataError unless these are the states of every layer of their model."""
@@ -104,7 +111,11 @@ class States:
 
     def rows(self, index: torch.Tensor) -> States:
         """Return the states of some of the texts."""
-        return States(self.values[index], self.description)
+        return States(self.values[index], self.description, self.device)
+
+    def on(self, device: torch.device) -> States:
+        """Return the same states with another ``device``."""
+        return States(self.values, self.description, device)
 
     def summary(self) -> dict[str, Any]:
         """Return the description as plain JSON types."""

@@ -93,7 +93,8 @@ class TargetBench:
 
     def _collected(self, name: str, corpus: LabelledExamples | list[str], position: str) -> States:
         loaded = self.model if name == self.target.name else None
-        return collect_corpus(loaded, self.models[name], corpus, position, self.cache_dir)
+        states = collect_corpus(loaded, self.models[name], corpus, position, self.cache_dir)
+        return states.on(self.model.algebra_device)
 
     def table(self, expert: str, arm: ArmSettings) -> torch.Tensor:
         """Return the mutual information of two models' layers, on what an arm may read."""
@@ -108,7 +109,13 @@ class TargetBench:
                 _, rows = self._examples(arm)
                 both = (expert, self.target.name)
                 states = [self.states(name, arm.position).rows(rows) for name in both]
-            table = mutual_information_table(states[0].values, states[1].values, arm.estimator)
+            expert_states, target_states = states
+            table = mutual_information_table(
+                expert_states.values,
+                target_states.values,
+                arm.estimator,
+                device=expert_states.device,
+            )
             self.tables[key] = torch.as_tensor(table)
         return self.tables[key]
 
