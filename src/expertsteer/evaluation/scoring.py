@@ -24,6 +24,7 @@ from expertsteer.models.batches import (
     continuation_batches,
     padded,
     position_ids,
+    real_places,
     to_device,
     token_batches,
 )
@@ -175,10 +176,11 @@ def next_token_log_probabilities(
     ids = [tuple(model.tokenizer(text)["input_ids"]) for text in texts]
     result = torch.empty(len(ids), len(tokens))
     for rows in token_batches([len(row) for row in ids], head_positions=[1] * len(ids)):
+        lengths = [len(ids[row]) for row in rows]
         batch, mask = padded(model, [ids[row] for row in rows], "right")
-        last = mask.sum(1) - 1
-        with head_sees(model, torch.arange(len(rows)), last):
-            logits = model.model(**_inputs(batch, mask), use_cache=False).logits[0]
+        with head_sees(model, torch.arange(len(rows)), torch.tensor(lengths) - 1):
+            inputs = _inputs(batch, mask, lengths)
+            logits = model.model(**inputs, use_cache=False).logits[0]
         scores = logits.float().log_softmax(-1)
         result[rows] = scores[:, tokens.to(scores.device)].cpu()
     return result
@@ -256,7 +258,7 @@ def token_divergences(
         for (before, after), tokens in zip(both, following, strict=True):
             likelihoods = [_gather(logits, tokens)[0] for logits in (before, after)]
             found.append((*likelihoods, _divergence(before, after)))
-        parts = [torch.cat(values).split(batch.sizes) for values in zip(*found, strict=True)]
+        parts = [torch.cat(values).cpu().split(batch.sizes) for values in zip(*found, strict=True)]
         for row, *values in zip(batch.rows, *parts, strict=True):
             result[row] = TokenDamage(*values, is_cut=is_cut[row])
     return result
@@ -279,7 +281,7 @@ def _divergence(plain: torch.Tensor, steered: torch.Tensor) -> torch.Tensor:
     for p, q in zip(plain.split(_FLOAT32_ROWS), steered.split(_FLOAT32_ROWS), strict=True):
         p, q = p.float().log_softmax(-1), q.float().log_softmax(-1)
         found.append((p.exp() * (p - q)).sum(-1))
-    return torch.cat(found).cpu()
+    return torch.cat(found)
 
 
 def _tokenised(
@@ -313,8 +315,8 @@ class _WholeBatch:
     sizes: list[int]
 
     def read(self, model: LanguageModel) -> _Predicted:
-        where = self.mask.nonzero(as_tuple=True)
-        inputs = _inputs(self.ids, self.mask)
+        inputs = _inputs(self.ids, self.mask, self.sizes)
+        where = real_places(self.sizes)
         return _Predicted(model, *_decode(model, *where, **inputs, use_cache=False))
 
 
@@ -429,6 +431,7 @@ def _score_from_cache(
     model: LanguageModel, requests: Sequence[Request]
 ) -> list[list[ContinuationScore]]:
     # Padding to the left keeps distances between context and continuation as they are.
+    lengths = [len(request.context) for request in requests]
     contexts, mask = padded(model, [request.context for request in requests], "left")
     owners = [place for place, request in enumerate(requests) for _ in request.continuations]
     continuations = [tokens for request in requests for tokens in request.continuations]
@@ -438,7 +441,7 @@ def _score_from_cache(
     read, states = _decode(
         model,
         *(torch.arange(len(requests)), last),
-        **(_inputs(contexts, mask) | position_ids(model, mask)),
+        **(_inputs(contexts, mask, lengths) | position_ids(model, mask)),
         use_cache=bool(longer),
     )
     # The output head packs its weights anew whenever it is called, however few positions it
@@ -451,9 +454,10 @@ def _score_from_cache(
     tails = [continuations[row][:-1] for row in longer]
     their_owners = [owners[row] for row in longer]
     cache = read.past_key_values
-    for places, new, inputs in continuation_batches(model, cache, mask, their_owners, tails):
+    for places, inputs in continuation_batches(model, cache, mask, their_owners, tails):
         rows = [longer[place] for place in places]
-        _, states = _decode(model, *new.nonzero(as_tuple=True), **inputs)
+        new = real_places([len(tails[place]) for place in places])
+        _, states = _decode(model, *new, **inputs)
         in_front_of_head.append(states)
         following = [(row, token) for row in rows for token in continuations[row][1:]]
         wanted += [(row, n, token) for n, (row, token) in enumerate(following, n_states)]
@@ -544,12 +548,14 @@ class _Predicted:
         ``places`` says which state predicts a token; default: one each.
         """
         places = torch.arange(len(tokens)) if places is None else places
-        values = torch.empty(len(tokens))
-        greedy = torch.empty(len(tokens), dtype=torch.bool)
+        order, found = [], []
         for n, logits in enumerate(self.logits()):
             wanted = (places // HEAD_POSITIONS == n).nonzero().squeeze(1)
-            found = _gather(logits, tokens[wanted], places[wanted] % HEAD_POSITIONS)
-            values[wanted], greedy[wanted] = found
+            found.append(_gather(logits, tokens[wanted], places[wanted] % HEAD_POSITIONS))
+            order.append(wanted)
+        back = torch.cat(order).argsort()
+        # Fetched once: the CPU waits for a GPU wherever it is asked for numbers.
+        values, greedy = (torch.cat(parts).cpu()[back] for parts in zip(*found, strict=True))
         return values, greedy
 
 
@@ -585,11 +591,12 @@ def _gather(
     index = torch.arange(len(tokens)) if rows is None else rows
     tokens, index = (to_device(x, logits.device) for x in (tokens, index))
     values = logits[index, tokens].float() - normaliser[index]
-    return values.cpu(), (likeliest[index] == tokens).cpu()
+    return values, likeliest[index] == tokens
 
 
-def _inputs(batch: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    # Without a mask the fastest attention kernels serve.
-    return (
-        {"input_ids": batch} if bool(mask.all()) else {"input_ids": batch, "attention_mask": mask}
-    )
+def _inputs(
+    batch: torch.Tensor, mask: torch.Tensor, lengths: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    if min(lengths) == batch.shape[1]:
+        return {"input_ids": batch}  # without a mask the fastest attention kernels serve
+    return {"input_ids": batch, "attention_mask": mask}

@@ -20,6 +20,7 @@ __all__ = [
     "continuation_batches",
     "padded",
     "position_ids",
+    "real_places",
     "to_device",
     "token_batches",
 ]
@@ -135,13 +136,23 @@ def padded(
     return to_device(batch, model.device), to_device(mask, model.device)
 
 
+def real_places(lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rows and columns of the tokens of a batch that is padded to the right.
+
+    Counted on the CPU: asked of a mask on a GPU, the CPU would wait for all it was given.
+    """
+    counts = torch.tensor(lengths)
+    columns = torch.cat([torch.arange(length) for length in lengths])
+    return torch.arange(len(lengths)).repeat_interleave(counts), columns
+
+
 def continuation_batches(
     model: LanguageModel,
     cache: Cache,
     mask: torch.Tensor,
     owners: Sequence[int],
     continuations: Sequence[Sequence[int]],
-) -> Iterator[tuple[list[int], torch.Tensor, dict[str, Any]]]:
+) -> Iterator[tuple[list[int], dict[str, Any]]]:
     """Yield what continues read contexts, in batches of similar length.
 
     Parameters
@@ -160,10 +171,8 @@ def continuation_batches(
     ------
     rows : list of int
         Places of the continuations.
-    new : Tensor of shape (len(rows), longest)
-        Which of their tokens are no padding.
     inputs : dict
-        Of the model's pass.
+        Of the model's pass, with the continuations padded to the right.
     """
     lengths = [len(tokens) for tokens in continuations]
     batches = list(token_batches(lengths, CONTINUATION_TOKENS))
@@ -175,7 +184,7 @@ def continuation_batches(
         ids, new = padded(model, [continuations[row] for row in rows], "right")
         whole = torch.cat([mask[chosen], new], dim=1)
         inputs = {"input_ids": ids, "attention_mask": whole, "past_key_values": read}
-        yield rows, new, inputs | position_ids(model, whole, ids.shape[1])
+        yield rows, inputs | position_ids(model, whole, ids.shape[1])
 
 
 def position_ids(

@@ -315,12 +315,12 @@ class BlockReader:
         found: list[list[torch.Tensor]] = []
         order: list[int] = []
         owners = [place for place, _ in answers]
-        for rows, new, inputs in continuation_batches(self.model, cache, mask, owners, tails):
+        for rows, inputs in continuation_batches(self.model, cache, mask, owners, tails):
             wanted = []
             for place, (owner, span) in enumerate(answers[row] for row in rows):
                 n = len(groups[owner].prompt)
                 wanted.append((place, span.start - n, span.end - n))
-            self._want(wanted, new.shape[1])
+            self._want(wanted, inputs["input_ids"].shape[1])
             self._pass(**inputs, use_cache=True)
             found.append(self.kept)
             order += rows
