@@ -49,7 +49,7 @@ def operations(block_parameters: int, width: int, blocks: int, batch: int, lengt
 
 def pair_operations(n: int, expert_width: int, target_width: int) -> float:
     """Return the operations of the alignment and the direction of one pair of layers."""
-    return n**2 * (5.4 * expert_width + 6.2 * target_width) + 139 * n**3
+    return n**2 * (5.4 * expert_width + 6.2 * target_width) + 129 * n**3
 
 
 def count_fit(n: int, widths: tuple[int, int], n_pairs: int) -> int:

@@ -188,7 +188,7 @@ def test_layers_are_fitted_as_they_are_alone(mode, monkeypatch):
     settings = RecursiveFeatureMachine(bandwidth_mode=mode, ridge=1e-3, n_directions=2)
     alone = [settings.unfitted().fit(X[:, layer], y) for layer in range(3)]
     for at_once in (1, 2, 3):  # as a GPU would be given them
-        monkeypatch.setattr(recursive_feature_machine, "_layers_at_once", lambda _, n=at_once: n)
+        monkeypatch.setattr(recursive_feature_machine, "_layers_at_once", lambda *_, n=at_once: n)
         for one, other in zip(alone, settings.fit_layers(X, y), strict=True):
             torch.testing.assert_close(one.directions_, other.directions_, atol=1e-5, rtol=1e-4)
             np.testing.assert_allclose(one.eigenvalues_, other.eigenvalues_, rtol=1e-5)
@@ -201,9 +201,11 @@ def test_layers_are_fitted_as_they_are_alone(mode, monkeypatch):
 def test_a_layer_without_gradient_does_not_cost_the_others():
     X, y, _ = problem()
     layers = np.stack([X * 1e7, X], 1)
-    far, near = published(1.0).train_layers(layers, y, (1.0,))
-    assert far == {}
-    (near,) = published(1.0).finish_layers([near[1.0]], X[:, None], y)
+    (far, _), (near, scores) = published().search_layers(
+        layers, y, (1.0, 1e8), lambda _layer, machine: -machine.bandwidth
+    )
+    assert (far.bandwidth, near.bandwidth) == (1e8, 1.0)
+    assert scores == {1.0: -1.0, 1e8: -1e8}
     with pytest.raises(DataError, match=r"bandwidth=1\.0 leaves no gradient"):
         published(1.0).fit_layers(layers, y)
     np.testing.assert_array_equal(near.direction_, published(1.0).fit(X, y).direction_)

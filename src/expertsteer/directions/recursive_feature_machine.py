@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from typing_extensions import Self
 
@@ -53,11 +55,16 @@ class _Points(NamedTuple):
 
 @dataclass(frozen=True)
 class _Machine:
-    """What training leaves of one layer: G = B X, its products, and the last regression."""
+    """What training leaves of one layer: G = B X, its products, and the last regression.
+
+    A round has B = A P B' / scale, with the gradients' coefficients A before the metric and the
+    last round's B' and P = X X^T B'^T. What the rounds go on from needs no B, so it is left as
+    its factors, and formed for machines whose direction is wanted.
+    """
 
     mean: torch.Tensor
     points: torch.Tensor  # X
-    combination: torch.Tensor  # B
+    factors: tuple[torch.Tensor, ...]  # whose product is B
     projected: torch.Tensor  # X X^T B^T
     scale: torch.Tensor
     length: torch.Tensor
@@ -121,6 +128,9 @@ class RecursiveFeatureMachine(DirectionFinder):
     3
     """
 
+    eigenvalues_: np.ndarray
+    _machine: _Machine
+
     def __init__(
         self,
         bandwidth: float = 10.0,
@@ -154,22 +164,20 @@ class RecursiveFeatureMachine(DirectionFinder):
 
     def fit_layers(self, X: Array, y: Array) -> list[Self]:  # noqa: N803
         """Find a direction in each of many layers; see `DirectionFinder.fit_layers`."""
-        trained = [found.get(self.bandwidth) for found in self.train_layers(X, y, [self.bandwidth])]
-        machines = [machine for machine in trained if machine is not None]
-        if len(machines) < len(trained):
-            raise NoGradientError(self.bandwidth)
-        return self.finish_layers(machines, X, y)
+        found = self.search_layers(X, y, [self.bandwidth], lambda _layer, _machine: 0.0)
+        return [finder for finder, _ in found]
 
-    def train_layers(
+    def search_layers(
         self,
         X: Array,  # noqa: N803
         y: Array,
         bandwidths: Sequence[float],
-    ) -> list[dict[float, Self]]:
-        """Train a machine a layer and bandwidth; directions are left to `finish_layers`.
+        score: Callable[[int, Self], float],
+    ) -> list[tuple[Self, dict[float, float]]]:
+        """Find a direction in each of many layers, with the bandwidth that scores best there.
 
-        What the bandwidths share is computed once a layer, and only who is chosen among
-        them needs directions.
+        What the bandwidths share is computed once a layer, and directions are found for the
+        chosen ones alone.
 
         Parameters
         ----------
@@ -177,70 +185,57 @@ class RecursiveFeatureMachine(DirectionFinder):
             As `fit_layers` takes them.
         bandwidths : sequence of float
             In place of ``bandwidth``.
+        score : callable
+            Of the place of a layer and a machine that can `predict` and has no direction yet;
+            the highest is taken, the first one on ties.
 
         Returns
         -------
-        list of dict of float to RecursiveFeatureMachine, one a layer
-            Copies that can `predict`, by bandwidth; one that leaves no gradient is missing.
+        list of (RecursiveFeatureMachine, dict of float to float), one a layer
+            Fitted; and the scores by bandwidth. One that leaves no gradient is missing there.
+
+        Raises
+        ------
+        DataError
+            If no bandwidth leaves a gradient in some layer.
         """
-        candidates = {bandwidth: self.unfitted() for bandwidth in bandwidths}
-        for bandwidth, candidate in candidates.items():
-            candidate.bandwidth = bandwidth
+        candidates = [self.unfitted().set_params(bandwidth=value) for value in bandwidths]
+        for candidate in candidates:
             candidate._check_parameters()
         states = as_states("X", X, ndim=3).movedim(1, 0)
         labels = as_labels(y, states.shape[1]).to(states.device)
         for layer in states:
             require_variation(layer)
-        trained: list[dict[float, Self]] = []
-        for batch in states.split(_layers_at_once(states)):
-            found: list[dict[float, Self]] = [{} for _ in batch]
+        found: list[tuple[Self, dict[float, float]]] = []
+        for batch in states.split(_layers_at_once(states, 4 * self.n_iterations)):
             points = _Points.of(batch)
-            for bandwidth, candidate in candidates.items():
-                for by_bandwidth, machine in zip(
-                    found, candidate._train(points, labels), strict=True
-                ):
-                    if machine is not None:
-                        by_bandwidth[bandwidth] = candidate.unfitted()
-                        by_bandwidth[bandwidth]._machine = machine
-            trained += found
-        return trained
-
-    def finish_layers(self, trained: Sequence[Self], X: Array, y: Array) -> list[Self]:  # noqa: N803
-        """Find the directions of trained machines.
-
-        Parameters
-        ----------
-        trained : sequence of RecursiveFeatureMachine
-            Of `train_layers`, one a layer.
-        X, y : arrays of shape (n, n_layers, width) and (n,)
-            What they were trained on.
-
-        Returns
-        -------
-        list of RecursiveFeatureMachine
-            The same, fitted.
-        """
-        states = as_states("X", X, ndim=3).movedim(1, 0)
-        labels = as_labels(y, states.shape[1]).to(states.device)
-        at_once = _layers_at_once(states)
-        for first in range(0, len(trained), at_once):
-            batch = trained[first : first + at_once]
-            found = self._leading([finder._machine for finder in batch])
-            for finder, layer, (values, directions) in zip(
-                batch, states[first : first + at_once], found, strict=True
-            ):
-                finder.eigenvalues_ = values.cpu().numpy()
+            best: dict[int, Self] = {}
+            scores: list[dict[float, float]] = [{} for _ in batch]
+            for candidate in candidates:
+                for place, machine in enumerate(candidate._train(points, labels)):
+                    if machine is None:
+                        continue
+                    finder = candidate.unfitted()
+                    finder._machine = machine
+                    scored = score(len(found) + place, finder)
+                    # Of the others nothing is kept: a machine's factors are many.
+                    if place not in best or scored > scores[place][best[place].bandwidth]:
+                        best[place] = finder
+                    scores[place][finder.bandwidth] = scored
+            if len(best) < len(batch):
+                raise NoGradientError(bandwidths[-1])
+            finders = [best[place] for place in range(len(batch))]
+            for finder, layer, directions in zip(finders, batch, _lead(finders), strict=True):
                 finder._finish(directions, layer, labels, X)
-        return list(trained)
+            found += zip(finders, scores, strict=True)
+        return found
 
     def _solve(self, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         (machine,) = self._train(_Points.of(states[None]), labels)
         if machine is None:
             raise NoGradientError(self.bandwidth)
         self._machine = machine
-        ((values, directions),) = self._leading([machine])
-        self.eigenvalues_ = values.cpu().numpy()
-        return directions
+        return _lead([self])[0]
 
     def _train(self, given: _Points, labels: torch.Tensor) -> list[_Machine | None]:
         """Train a machine a layer; None where there is no gradient."""
@@ -249,8 +244,10 @@ class RecursiveFeatureMachine(DirectionFinder):
         targets = (labels - offset).double()
 
         # X M^{1/2} enters only through its Gram matrix X M X^T; G = B X and M = G^T G / scale.
-        features, combination, projected, scale = gram, gram, gram, gram
-        for iteration in range(self.n_iterations):
+        features, projected, scale = gram, gram, gram
+        slopes = gram.new_zeros(len(gram))
+        factors: list[torch.Tensor] = []
+        for _ in range(self.n_iterations):
             distances, kernel, length = self._kernel(features)
             alpha = self._regress(kernel, targets)
             pull = torch.where(distances < _SAME_POINT, 0.0, kernel / distances)
@@ -258,28 +255,31 @@ class RecursiveFeatureMachine(DirectionFinder):
             # Row k of A X is sum_i pull_ki (x_i - x_k), the gradient before the metric.
             step = pull - torch.diag_embed(pull.sum(-1))
             # Times M = X^T B^T B X / scale from the right, in coordinates of X.
-            combination = step @ projected @ combination / scale if iteration else step
+            factors = [step, projected / scale, *factors] if factors else [step]
             # X X^T B^T, of which the last round's X M X^T holds all but the new factor.
             projected = features @ step.mT
+            # ||A X M^{1/2}||^2
+            slopes = (step * projected.mT).sum((1, 2))
+            features = gram_matrix(projected)
             if self.bandwidth_mode == "adaptive":
                 # The median divides any scale out again, so the cheapest will do: the trace.
-                scale = (combination * projected.mT).sum((1, 2), keepdim=True)
+                scale = features.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
             else:
-                scale = _largest_entry(combination, points)
+                factors = [_product(factors)]
+                scale = _largest_entry(factors[0], points)
             # Left on its device: a question in every round would have the CPU wait for a GPU.
             scale = torch.where(scale > 0, scale, 1.0)
-            features = gram_matrix(projected) / scale
+            features = features / scale
 
         _, kernel, length = self._kernel(features)
         alpha = self._regress(kernel, targets)
-        # ||G||^2; below what float32 holds there is no direction to be had.
-        traces = (combination * projected.mT).sum((1, 2))
-        has_gradient = traces > torch.finfo(torch.float32).tiny
+        # Below what float32 holds there is no direction to be had.
+        has_gradient = slopes > torch.finfo(torch.float32).tiny
         return [
             _Machine(
                 mean=means[layer],
                 points=points[layer],
-                combination=combination[layer],
+                factors=tuple(factor[layer] for factor in factors),
                 projected=projected[layer],
                 scale=scale[layer],
                 length=length[layer],
@@ -290,21 +290,6 @@ class RecursiveFeatureMachine(DirectionFinder):
             else None
             for layer, has in enumerate(has_gradient.tolist())
         ]
-
-    def _leading(self, machines: Sequence[_Machine]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return a layer's leading eigenvalues of M, (k,), and eigenvectors, (k, width)."""
-        points = torch.stack([machine.points for machine in machines])
-        combination = torch.stack([machine.combination for machine in machines])
-        projected = torch.stack([machine.projected for machine in machines])
-        # M = G^T G has the eigenvalues of G G^T = B (X X^T) B^T, and eigenvectors G^T u.
-        values, vectors = torch.linalg.eigh(
-            combination @ projected / _largest_entry(combination, points)
-        )
-        leading = vectors.flip(2)[:, :, : self.n_directions]
-        directions = (leading.mT @ combination).float() @ points
-        values = values.flip(1)[:, : self.n_directions]
-        kept = (values > _NO_EIGENVALUE * values[:, :1]).sum(1).tolist()
-        return [(values[layer, :k].float(), directions[layer, :k]) for layer, k in enumerate(kept)]
 
     def _kernel(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return distances, kernel and kernel length from Gram matrices, (n_layers, n, n)."""
@@ -341,10 +326,41 @@ class RecursiveFeatureMachine(DirectionFinder):
         machine = self._machine
         states = as_states("X", X, min_rows=1).to(machine.points.device) - machine.mean
         # ||x - z||_M = ||G (x - z)||: everything in n coordinates.
-        new = (states @ machine.points.T).double() @ machine.combination.T
+        new = (states @ machine.points.T).double()
+        for factor in reversed(machine.factors):
+            new = new @ factor.T
         distances = torch.cdist(new, machine.projected) / machine.scale.sqrt()
         kernel = torch.exp(-distances / machine.length)
         return like((kernel @ machine.alpha + machine.offset).float(), X)
+
+
+def _lead(finders: Sequence[RecursiveFeatureMachine]) -> list[torch.Tensor]:
+    """Set the leading eigenvalues of M of one trained machine a layer; return its eigenvectors.
+
+    Each has the shape (k, width).
+    """
+    machines = [finder._machine for finder in finders]
+    points = torch.stack([machine.points for machine in machines])
+    factors = zip(*(machine.factors for machine in machines), strict=True)
+    combination = _product([torch.stack(layers) for layers in factors])
+    projected = torch.stack([machine.projected for machine in machines])
+    # M = G^T G has the eigenvalues of G G^T = B (X X^T) B^T, and eigenvectors G^T u.
+    values, vectors = torch.linalg.eigh(
+        combination @ projected / _largest_entry(combination, points)
+    )
+    most = finders[0].n_directions
+    leading = vectors.flip(2)[:, :, :most]
+    directions = (leading.mT @ combination).float() @ points
+    values = values.flip(1)[:, :most].float()
+    kept = (values > _NO_EIGENVALUE * values[:, :1]).sum(1).tolist()
+    for layer, (finder, k) in enumerate(zip(finders, kept, strict=True)):
+        finder.eigenvalues_ = values[layer, :k].cpu().numpy()
+        finder._machine = replace(finder._machine, factors=(combination[layer],))
+    return [directions[layer, :k] for layer, k in enumerate(kept)]
+
+
+def _product(factors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return reduce(torch.matmul, factors)
 
 
 def _largest_entry(combination: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
@@ -354,10 +370,13 @@ def _largest_entry(combination: torch.Tensor, points: torch.Tensor) -> torch.Ten
     return columns.amax(1).double()[:, None, None]
 
 
-def _layers_at_once(states: torch.Tensor) -> int:
-    """Return how many layers to train in one batch; states are (n_layers, n, width)."""
+def _layers_at_once(states: torch.Tensor, n_kept: int) -> int:
+    """Return how many layers to train in one batch, of which so many n x n matrices are kept.
+
+    States are (n_layers, n, width).
+    """
     if states.device.type == "cpu":
         # One problem keeps all cores busy, and several at once leave the cache.
         return 1
     n = states.shape[1]
-    return max(1, _BATCH_BYTES // (_MATRICES * 8 * n * n))
+    return max(1, _BATCH_BYTES // ((_MATRICES + n_kept) * 8 * n * n))

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 
 from expertsteer.arrays import Array
 from expertsteer.directions.base import auc
-from expertsteer.directions.recursive_feature_machine import (
-    NoGradientError,
-    RecursiveFeatureMachine,
-)
+from expertsteer.directions.recursive_feature_machine import RecursiveFeatureMachine
 from expertsteer.errors import ParameterError
 
 __all__ = ["BANDWIDTHS", "search_bandwidth"]
@@ -59,14 +56,8 @@ def search_bandwidth(
     if not bandwidths:
         raise ParameterError("Got no bandwidths, but expected at least one.")
     template = rfm or RecursiveFeatureMachine()
-    best, scores = [], []
-    for layer, trained in enumerate(template.train_layers(X, y, bandwidths)):
-        if not trained:
-            raise NoGradientError(bandwidths[-1])
-        ranked = {
-            bandwidth: auc(machine, X_validation[:, layer], y_validation)
-            for bandwidth, machine in trained.items()
-        }
-        best.append(trained[max(ranked, key=lambda bandwidth: ranked[bandwidth])])
-        scores.append(ranked)
-    return list(zip(template.finish_layers(best, X, y), scores, strict=True))
+
+    def score(layer: int, machine: RecursiveFeatureMachine) -> float:
+        return auc(machine, X_validation[:, layer], y_validation)
+
+    return template.search_layers(X, y, bandwidths, score)
