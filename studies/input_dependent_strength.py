@@ -16,51 +16,67 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from expertsteer.cli.options import CacheDir
+
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from expertsteer.models import LanguageModel
-    from expertsteer.study.settings import ArmSettings, StudySettings
+    from expertsteer.study.settings import ArmSettings, ModelSettings, StudySettings
     from expertsteer.study.subjects import Benchmark
 
 
 def scores_of_prompts(
-    expert: LanguageModel, benchmark: Benchmark, arm: ArmSettings, layer: int
+    expert: LanguageModel,
+    settings: ModelSettings,
+    benchmark: Benchmark,
+    arm: ArmSettings,
+    layer: int,
+    cache_dir: Path,
 ) -> np.ndarray:
     """Return the expert's scores of the test prompts, 0 half-way between its classes.
 
     Parameters
     ----------
     expert : LanguageModel
+    settings : ModelSettings
+        Of the expert, which its states are found by.
     benchmark : Benchmark
     arm : ArmSettings
         Its direction finder makes the scores.
     layer : int
         Of the expert.
+    cache_dir : Path
+        Where collected states are kept, and those of the study found.
 
     Returns
     -------
     array of shape (n_items,)
     """
-    import numpy as np
+    from expertsteer.pipeline import fit_directions
+    from expertsteer.study.subjects import Subject, collect_corpus
 
-    from expertsteer.pipeline import collect_states, fit_directions, render_corpus
-    from expertsteer.study.subjects import Subject
-
-    def states_of(corpus: Any, position: str) -> Any:
-        found = collect_states(expert, corpus, layers=[layer], position=position, progress=False)
-        return found.values
+    def states_of(corpus: Any, position: str) -> torch.Tensor:
+        found = collect_corpus(expert, settings, corpus, position, cache_dir, progress=False)
+        return found.layer(layer)[:, None]
 
     examples = benchmark.fitting
-    states = states_of(render_corpus(examples), arm.position)
+    states = states_of(examples, arm.position)
     [(finder, _)] = fit_directions(arm.steer(benchmark.seed).direction, states, examples)
     train = [row for row, split in enumerate(examples.splits) if split == "train"]
-    known = np.asarray(finder.predict(states[train, 0]), dtype=np.float64)
+    known = _as_float64(finder.predict(states[train, 0]))
     labels = examples.labels[train]
     half_way = (known[labels > 0].mean() + known[labels < 0].mean()) / 2
     prompts = [item.prompt for item in Subject(expert, benchmark).test[0].questions]
-    asked = states_of(render_corpus(prompts), "last")[:, 0]
-    return np.asarray(finder.predict(asked), dtype=np.float64) - half_way
+    asked = states_of(prompts, "last")[:, 0]
+    return _as_float64(finder.predict(asked)) - half_way
+
+
+def _as_float64(values: Any) -> np.ndarray:
+    import torch
+
+    return torch.as_tensor(values).double().cpu().numpy()
 
 
 def chosen_effect(change: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
@@ -101,7 +117,11 @@ def chosen_effect(change: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
 
 
 def measure(
-    study: StudySettings, cells: list[dict[str, Any]], method: str, experts: list[str]
+    study: StudySettings,
+    cells: list[dict[str, Any]],
+    method: str,
+    experts: list[str],
+    cache_dir: Path,
 ) -> list[dict[str, Any]]:
     """Return what choosing by score gives in every cell of a method, an expert at a time."""
     import numpy as np
@@ -134,7 +154,9 @@ def measure(
             key = (cell["benchmark"], cell["seed"], cell["pairs"][0][0])
             if key not in scores:
                 drawn = load_benchmark(study, benchmarks[cell["benchmark"]], cell["seed"])
-                scores[key] = scores_of_prompts(expert, drawn, arm, cell["pairs"][0][0])
+                scores[key] = scores_of_prompts(
+                    expert, settings, drawn, arm, cell["pairs"][0][0], cache_dir
+                )
             # Of a question, its log-odds: whether it is answered rightly is too coarse.
             before = unsteered[cell["target"], cell["benchmark"], cell["seed"]]["test"]["log_odds"]
             change = np.subtract(cell["test"]["log_odds"], before)
@@ -148,6 +170,7 @@ def choose_by_score(
     output: Annotated[Path, typer.Option("--output", "-o", help="A JSON file.")],
     method: Annotated[str, typer.Option(help="The arm whose steering is chosen.")] = "expertsteer",
     expert: Annotated[list[str] | None, typer.Option(help="Only this expert; repeatable.")] = None,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Compare steering where the expert asks for it with steering everywhere."""
     from rich.table import Table
@@ -156,6 +179,7 @@ def choose_by_score(
     from expertsteer.cli.study import require_packages
     from expertsteer.errors import ParameterError
     from expertsteer.files import write_text
+    from expertsteer.models.cache import cache_root
     from expertsteer.provenance import describe_machine, package_versions
 
     require_packages()
@@ -174,7 +198,7 @@ def choose_by_score(
             raise ParameterError(
                 f"Got --expert {name!r}, but expected one of the study's: {', '.join(experts)}."
             )
-    rows = measure(study, cells, method, expert or experts)
+    rows = measure(study, cells, method, expert or experts, cache_dir or cache_root() / "states")
     if not rows:
         raise ParameterError(
             f"Got no finished cell of {method} on prompts in {folder}, but expected some. Run the "

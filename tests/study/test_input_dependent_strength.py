@@ -55,9 +55,14 @@ def test_all_or_none_gains_nothing(script, score, share):
 
 def test_a_finished_study_is_read(run, study_file, tmp_path):
     study = load_study(study_file())
-    run_study(study, tmp_path / "done", cache_dir=tmp_path / "cache", progress=False)
-    code, out, err = run(tmp_path / "done", "--output", tmp_path / "found.json")
+    cache = tmp_path / "cache"
+    run_study(study, tmp_path / "done", cache_dir=cache, progress=False)
+    known = set(cache.iterdir())
+    code, out, err = run(
+        tmp_path / "done", "--output", tmp_path / "found.json", "--cache-dir", cache
+    )
     assert code == 0, err
+    assert len(set(cache.iterdir()) - known) == 1  # the prompts; the examples were there
     assert "questions" in out
     found = json.loads((tmp_path / "found.json").read_text())
     # Labelled texts have no prompts to be read.
