@@ -2,12 +2,14 @@
 
 The same vectors steer the same layers by this package, steering-vectors and repeng, and in the
 weights of the checkpoint that `expertsteer export --to weights` writes. Every way writes texts of
-the same number of tokens from the same prompt, and they take turns at every token.
+the same number of tokens from the same prompt, and they take turns at every token. A model of
+random weights shows what is left of the differences where the weights are eight times as many;
+there is no room for a copy for each peer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,13 +20,24 @@ from greenlet import greenlet
 from repeng import ControlModel
 from steering_vectors import SteeringVector
 from timing import OURS, Case, Goal, main
-from transformers import LogitsProcessorList
+from transformers import AutoModelForCausalLM, LlamaConfig, LogitsProcessorList
 
 from expertsteer import LanguageModel, SteeringPack, load_model
 from expertsteer.export import export_pack
 
 MODEL = "smollm2-135m-instruct"
 N_PARAMETERS = 134_515_008
+# The shape of TinyLlama.
+LARGE = LlamaConfig(
+    hidden_size=2048,
+    num_hidden_layers=22,
+    num_attention_heads=32,
+    num_key_value_heads=4,
+    intermediate_size=5632,
+    vocab_size=32000,
+    tie_word_embeddings=False,
+)
+N_LARGE_PARAMETERS = 1_100_048_384
 PROMPT = "My neighbour told me that her holiday was"
 STEERING_VECTORS = "steering-vectors"
 REPENG = "repeng"
@@ -91,17 +104,30 @@ class TokenByToken:
 FOLDER = TemporaryDirectory()
 
 
-def prepare(n_layers: int, n_tokens: int) -> Mapping[str, Callable[[], Any]]:
+def large_model() -> Path:
+    """Write a checkpoint of `LARGE`, with random weights, and return its folder."""
+    folder = Path(FOLDER.name) / "large"
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(LARGE, dtype=torch.float32).save_pretrained(folder)
+    # Token ids beyond the vocabulary are none of the prompt's.
+    load_model(MODEL).tokenizer.save_pretrained(folder)
+    return folder
+
+
+def prepare(
+    n_layers: int, n_tokens: int, n_parameters: int, peers: Sequence[str] = PEERS
+) -> Mapping[str, Callable[[], Any]]:
     # For good: ways that take turns would otherwise restore each other's setting.
     torch.set_grad_enabled(False)
-    model = load_model(MODEL, dtype="float32")
-    assert model.model.num_parameters() == N_PARAMETERS
+    name: str | Path = MODEL if n_parameters == N_PARAMETERS else large_model()
+    model = load_model(name, dtype="float32")
+    assert model.model.num_parameters() == n_parameters
     n_blocks = len(model.blocks)
     layers = [round((k + 1) * n_blocks / (n_layers + 1)) for k in range(n_layers)]
     pack = make_pack(model, layers)
     added = {j: v * STRENGTH * pack.mean_residual_norms[j] for j, v in pack.vectors.items()}
     inputs = model.tokenizer(PROMPT, return_tensors="pt")
-    baked = Path(FOLDER.name) / f"{n_layers}"
+    baked = Path(FOLDER.name) / f"{n_parameters} {n_layers}"
     export_pack(pack, baked, "weights", strength=STRENGTH, target=model)
 
     def unsteered(model: Any, processors: LogitsProcessorList) -> None:
@@ -124,13 +150,14 @@ def prepare(n_layers: int, n_tokens: int) -> Mapping[str, Callable[[], Any]]:
         finally:
             controlled.unwrap()
 
-    return {
-        OURS: TokenByToken(MODEL, with_pack),
-        STEERING_VECTORS: TokenByToken(MODEL, with_steering_vectors),
-        REPENG: TokenByToken(MODEL, with_repeng),
-        UNSTEERED: TokenByToken(MODEL, unsteered),
+    ways = {
+        OURS: TokenByToken(name, with_pack),
+        STEERING_VECTORS: TokenByToken(name, with_steering_vectors),
+        REPENG: TokenByToken(name, with_repeng),
+        UNSTEERED: TokenByToken(name, unsteered),
         BAKED: TokenByToken(baked, unsteered),
     }
+    return {way: ways[way] for way in (OURS, *peers, UNSTEERED, BAKED)}
 
 
 def compare(returned: dict[str, Any]) -> dict[str, float]:
@@ -140,37 +167,50 @@ def compare(returned: dict[str, Any]) -> dict[str, float]:
             a != b for a, b in zip(found, returned[way], strict=True)
         )
         for way in (*PEERS, BAKED, UNSTEERED)
+        if way in returned
     }
 
 
 def cases(quick: bool) -> list[Case]:
-    n_tokens, n_texts = (8, 1) if quick else (16, 25)
-    return [
-        Case(
-            name=f"{n_layers} layers",
-            title=f"A token, {n_layers} layer{'s' if n_layers > 1 else ''} steered",
-            sizes={
-                "model": MODEL,
-                "dtype": "float32",
-                "texts": n_texts,
-                "tokens": n_tokens,
-                "layers": n_layers,
-            },
-            prepare=partial(prepare, n_layers, n_tokens),
-            goals=(
-                Goal(f"ratio {OURS} / {UNSTEERED}", at_most=1.02),
-                *(Goal(f"ratio {peer} / {OURS}", at_least=1.0) for peer in PEERS),
-                Goal(f"ratio {BAKED} / {UNSTEERED}", at_most=1.005),
-            ),
-            compare=compare,
-            helpers=(UNSTEERED, BAKED),
-            # The first is not timed.
-            rounds=n_tokens * n_texts - 1,
-            # Every token reads all weights once.
-            work={UNSTEERED: ("weights", 4.0 * N_PARAMETERS)},
-        )
-        for n_layers in ((1,) if quick else (1, 2, 4, 8))
-    ]
+    if quick:
+        return [case(1, 8, 1)]
+    large = case(4, 16, 10, N_LARGE_PARAMETERS, ())
+    return [*(case(n_layers, 16, 25) for n_layers in (1, 2, 4, 8)), large]
+
+
+def case(
+    n_layers: int,
+    n_tokens: int,
+    n_texts: int,
+    n_parameters: int = N_PARAMETERS,
+    peers: Sequence[str] = PEERS,
+) -> Case:
+    steered = f"{n_layers} layer{'s' if n_layers > 1 else ''} steered"
+    is_large = n_parameters == N_LARGE_PARAMETERS
+    model = "random weights, the shape of TinyLlama 1.1B" if is_large else MODEL
+    return Case(
+        name=f"{n_layers} layers{', 1.1B' if is_large else ''}",
+        title=f"A token{' of 1.1B parameters' if is_large else ''}, {steered}",
+        sizes={
+            "model": model,
+            "dtype": "float32",
+            "texts": n_texts,
+            "tokens": n_tokens,
+            "layers": n_layers,
+        },
+        prepare=partial(prepare, n_layers, n_tokens, n_parameters, peers),
+        goals=(
+            Goal(f"ratio {OURS} / {UNSTEERED}", at_most=1.02),
+            *(Goal(f"ratio {peer} / {OURS}", at_least=1.0) for peer in peers),
+            Goal(f"ratio {BAKED} / {UNSTEERED}", at_most=1.005),
+        ),
+        compare=compare,
+        helpers=(UNSTEERED, BAKED),
+        # The first is not timed.
+        rounds=n_tokens * n_texts - 1,
+        # Every token reads all weights once.
+        work={UNSTEERED: ("weights", 4.0 * n_parameters)},
+    )
 
 
 if __name__ == "__main__":
