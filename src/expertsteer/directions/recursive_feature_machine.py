@@ -207,7 +207,8 @@ class RecursiveFeatureMachine(DirectionFinder):
         for layer in states:
             require_variation(layer)
         found: list[tuple[Self, dict[float, float]]] = []
-        for batch in states.split(_layers_at_once(states, 4 * self.n_iterations)):
+        n_kept = 2 * self.n_iterations * len(bandwidths)
+        for batch in states.split(_layers_at_once(states, n_kept)):
             points = _Points.of(batch)
             best: dict[int, Self] = {}
             scores: list[dict[float, float]] = [{} for _ in batch]
