@@ -252,14 +252,25 @@ def _comparison(path: Path) -> str:
 def _study(folder: Path) -> str:
     """Return a study's averages, a table a target, and what they were measured with."""
     from expertsteer.study.frames import average_frame, cell_frame
-    from expertsteer.study.report import average_table, load_cells, notes
+    from expertsteer.study.report import (
+        average_table,
+        domain_frames,
+        domain_table,
+        load_cells,
+        notes,
+    )
 
     study, cells, about = load_cells(folder)
-    averages = average_frame(study, cells, cell_frame(study, cells))
+    frame = cell_frame(study, cells)
+    averages = average_frame(study, cells, frame)
+    by_domain = domain_frames(study, cells, frame)
     parts = []
     for target in averages["target"].unique():
         table = average_table(study, averages, target).to_markdown(index=False)
         parts += [f"Target: `{target}`", table]
+        domains = domain_table(by_domain, target)
+        if domains.shape[1] > 2:
+            parts.append(domains.to_markdown(index=False, missingval=""))
     return "\n\n".join([*parts, *(line for line in notes(study, cells, about) if line)])
 
 

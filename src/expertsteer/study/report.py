@@ -20,7 +20,15 @@ from expertsteer.study.figures import Frame, draw_figures, labels_of
 from expertsteer.study.frames import CELL_KEYS, SHARES, average_frame, cell_frame
 from expertsteer.study.settings import StudySettings
 
-__all__ = ["MEASURES", "average_table", "load_cells", "notes", "write_report"]
+__all__ = [
+    "MEASURES",
+    "average_table",
+    "domain_frames",
+    "domain_table",
+    "load_cells",
+    "notes",
+    "write_report",
+]
 
 _NOT_MEASURED = "not measured yet"
 
@@ -124,10 +132,7 @@ def write_report(folder: str | Path, expected: StudySettings | None = None) -> l
             f"Got {folder}, but expected a study with a benchmark that all methods of a target "
             f"have finished. Run it on.{reason}"
         )
-    by_domain = {
-        domain: average_frame(study, cells, frame[frame["domain"] == domain])
-        for domain in dict.fromkeys(benchmark.domain for benchmark in study.benchmarks)
-    }
+    by_domain = domain_frames(study, cells, frame)
     values = {
         "averages": json.loads(averages.to_json(orient="records", double_precision=5)),
         "averages by domain": {
@@ -168,9 +173,9 @@ def _markdown(
         ]
         table = average_table(study, averages, target)
         lines += [table.to_markdown(index=False, missingval=""), ""]
-        domains = _domain_table(by_domain, target)
-        if domains.shape[1] > 1:
-            lines += [domains.to_markdown(missingval=""), ""]
+        domains = domain_table(by_domain, target)
+        if domains.shape[1] > 2:
+            lines += [domains.to_markdown(index=False, missingval=""), ""]
     lines += [MEASURES, "", *notes(study, cells, about)]
     return "\n".join(lines) + "\n"
 
@@ -255,15 +260,25 @@ def average_table(study: StudySettings, averages: Frame, target: str) -> Frame:
     return table.loc[:, (table != "").any()]
 
 
-def _domain_table(by_domain: dict[str, Frame], target: str) -> Frame:
-    """Return the change of right answers by domain, a row a method."""
+def domain_frames(
+    study: StudySettings, cells: Sequence[dict[str, Any]], frame: Frame
+) -> dict[str, Frame]:
+    """Return the averages over the benchmarks of each domain, see `average_frame`."""
+    return {
+        domain: average_frame(study, cells, frame[frame["domain"] == domain])
+        for domain in dict.fromkeys(benchmark.domain for benchmark in study.benchmarks)
+    }
+
+
+def domain_table(by_domain: dict[str, Frame], target: str) -> Frame:
+    """Return the change of right answers by domain, a row a method, as a table for people."""
     columns = {}
     for domain, averages in by_domain.items():
         own = averages[averages["target"] == target] if len(averages) else averages
         shown = [_interval(row, "change", 1) for row in own.to_dict("records")]
         if any(shown):
             columns[f"{domain}, points"] = pd.Series(shown, index=labels_of(own))
-    return pd.DataFrame(columns).rename_axis("method")
+    return pd.DataFrame(columns).rename_axis("method").reset_index()
 
 
 def _interval(row: dict[str, Any], name: str, digits: int) -> str:
