@@ -368,9 +368,9 @@ def test_information_is_measured_on_what_the_arm_reads(study_file, tmp_path, cac
     sizes = []
     original = measuring.mutual_information_table
 
-    def counting(expert_states, target_states, *args):
+    def counting(expert_states, target_states, *args, **options):
         sizes.append(len(expert_states))
-        return original(expert_states, target_states, *args)
+        return original(expert_states, target_states, *args, **options)
 
     monkeypatch.setattr(measuring, "mutual_information_table", counting)
     methods = [
