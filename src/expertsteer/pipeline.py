@@ -14,7 +14,7 @@ import torch
 from typing_extensions import Self
 
 from expertsteer.alignment import AlignedAutoEncoder, Aligner, Alignment, AutoEncoder, Ridge
-from expertsteer.alignment.artifact import check_paired
+from expertsteer.alignment.artifact import check_paired, information_between
 from expertsteer.arrays import Array
 from expertsteer.data import LabelledExamples, RenderedText, render
 from expertsteer.directions import (
@@ -35,7 +35,7 @@ from expertsteer.models import (
     locate_model,
 )
 from expertsteer.pack import DEFAULT_STRENGTH, SteeringPack
-from expertsteer.pairing import mutual_information_table, same_depth_pairs, select_pairs
+from expertsteer.pairing import same_depth_pairs, select_pairs
 from expertsteer.processes import made_by_main
 from expertsteer.provenance import describe_settings, package_versions
 from expertsteer.states import States, collect_states, corpus_fingerprint, states_key
@@ -282,14 +282,7 @@ class ExpertSteer:
         check_paired(expert_states, target_states)
         # Step 2 before step 1: information does not change under an encoder, so encoders
         # are fitted for the chosen pairs alone.
-        table = torch.as_tensor(
-            mutual_information_table(
-                expert_states.values,
-                target_states.values,
-                self.estimator,
-                device=expert_states.device,
-            )
-        )
+        table = information_between(expert_states, target_states, self.estimator)
         chosen = self._candidate_pairs(table) if pairs is None else pairs
         return Alignment.fit(
             expert_states, target_states, chosen, self.aligner, table=table, progress=progress

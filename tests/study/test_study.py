@@ -366,13 +366,13 @@ def test_a_cell_depends_on_no_other_arm(study_file, tmp_path, monkeypatch):
 
 def test_information_is_measured_on_what_the_arm_reads(study_file, tmp_path, cache, monkeypatch):
     sizes = []
-    original = measuring.mutual_information_table
+    original = measuring.information_between
 
-    def counting(expert_states, target_states, *args, **options):
-        sizes.append(len(expert_states))
-        return original(expert_states, target_states, *args, **options)
+    def counting(expert_states, target_states, estimator):
+        sizes.append(len(expert_states.values))
+        return original(expert_states, target_states, estimator)
 
-    monkeypatch.setattr(measuring, "mutual_information_table", counting)
+    monkeypatch.setattr(measuring, "information_between", counting)
     methods = [
         "none",
         {"method": "transferred", "name": "few", "n_beginnings": 24},

@@ -29,7 +29,7 @@ from expertsteer.tensor_file import (
     save_tensor_file,
 )
 
-__all__ = ["Alignment"]
+__all__ = ["Alignment", "check_paired", "information_between"]
 
 _DO_WITHOUT = "To do without, name the target_layers (--target-layer). "
 
@@ -105,11 +105,7 @@ class Alignment:
         for states in (expert_states, target_states):
             states.require_all_layers()
         if table is None:
-            table = torch.as_tensor(
-                mutual_information_table(
-                    expert_states.values, target_states.values, device=expert_states.device
-                )
-            )
+            table = information_between(expert_states, target_states)
         encoders = {}
         measured = []
         for i, j in tqdm(list(pairs), desc="alignment", delay=1, disable=not progress):
@@ -309,6 +305,16 @@ class Alignment:
             raise ParameterError(
                 f"Got layers {expert_layer}->{target_layer}, but this alignment pairs {known}."
             ) from None
+
+
+def information_between(
+    expert_states: States, target_states: States, estimator: str = "gaussian"
+) -> torch.Tensor:
+    """Return the mutual information of all pairs of layers, see `mutual_information_table`."""
+    table = mutual_information_table(
+        expert_states.values, target_states.values, estimator, device=expert_states.device
+    )
+    return torch.as_tensor(table)
 
 
 def check_paired(expert_states: States, target_states: States) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from expertsteer.alignment import Alignment
+from expertsteer.alignment.artifact import information_between
 from expertsteer.calibration import item_values, strength_at_budget
 from expertsteer.data import LabelledExamples
 from expertsteer.evaluation.intervals import mean_interval
@@ -21,7 +22,7 @@ from expertsteer.evaluation.lower_blocks import LowerBlocks
 from expertsteer.methods import Material, method_vectors
 from expertsteer.models import LanguageModel, seconds_of_work
 from expertsteer.pack import SteeringPack
-from expertsteer.pairing import mutual_information_table, select_pairs
+from expertsteer.pairing import select_pairs
 from expertsteer.states import States
 from expertsteer.study.drawing import first_questions, with_label_noise
 from expertsteer.study.plain import PlainText
@@ -110,13 +111,7 @@ class TargetBench:
                 both = (expert, self.target.name)
                 states = [self.states(name, arm.position).rows(rows) for name in both]
             expert_states, target_states = states
-            table = mutual_information_table(
-                expert_states.values,
-                target_states.values,
-                arm.estimator,
-                device=expert_states.device,
-            )
-            self.tables[key] = torch.as_tensor(table)
+            self.tables[key] = information_between(expert_states, target_states, arm.estimator)
         return self.tables[key]
 
     # Layers ---------------------------------------------------------------------------
