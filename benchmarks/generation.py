@@ -9,7 +9,7 @@ there is no room for a copy for each peer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -114,20 +114,18 @@ def large_model() -> Path:
     return folder
 
 
-def prepare(
-    n_layers: int, n_tokens: int, n_parameters: int, peers: Sequence[str] = PEERS
-) -> Mapping[str, Callable[[], Any]]:
+def prepare(n_layers: int, n_tokens: int, large: bool) -> Mapping[str, Callable[[], Any]]:
     # For good: ways that take turns would otherwise restore each other's setting.
     torch.set_grad_enabled(False)
-    name: str | Path = MODEL if n_parameters == N_PARAMETERS else large_model()
+    name: str | Path = large_model() if large else MODEL
     model = load_model(name, dtype="float32")
-    assert model.model.num_parameters() == n_parameters
+    assert model.model.num_parameters() == (N_LARGE_PARAMETERS if large else N_PARAMETERS)
     n_blocks = len(model.blocks)
     layers = [round((k + 1) * n_blocks / (n_layers + 1)) for k in range(n_layers)]
     pack = make_pack(model, layers)
     added = {j: v * STRENGTH * pack.mean_residual_norms[j] for j, v in pack.vectors.items()}
     inputs = model.tokenizer(PROMPT, return_tensors="pt")
-    baked = Path(FOLDER.name) / f"{n_parameters} {n_layers}"
+    baked = Path(FOLDER.name) / f"{n_layers}{' large' if large else ''}"
     export_pack(pack, baked, "weights", strength=STRENGTH, target=model)
 
     def unsteered(model: Any, processors: LogitsProcessorList) -> None:
@@ -150,14 +148,16 @@ def prepare(
         finally:
             controlled.unwrap()
 
-    ways = {
-        OURS: TokenByToken(name, with_pack),
+    peers = {
         STEERING_VECTORS: TokenByToken(name, with_steering_vectors),
         REPENG: TokenByToken(name, with_repeng),
+    }
+    return {
+        OURS: TokenByToken(name, with_pack),
+        **({} if large else peers),
         UNSTEERED: TokenByToken(name, unsteered),
         BAKED: TokenByToken(baked, unsteered),
     }
-    return {way: ways[way] for way in (OURS, *peers, UNSTEERED, BAKED)}
 
 
 def compare(returned: dict[str, Any]) -> dict[str, float]:
@@ -174,34 +174,25 @@ def compare(returned: dict[str, Any]) -> dict[str, float]:
 def cases(quick: bool) -> list[Case]:
     if quick:
         return [case(1, 8, 1)]
-    large = case(4, 16, 10, N_LARGE_PARAMETERS, ())
-    return [*(case(n_layers, 16, 25) for n_layers in (1, 2, 4, 8)), large]
+    return [*(case(n_layers, 16, 25) for n_layers in (1, 2, 4, 8)), case(4, 16, 10, large=True)]
 
 
-def case(
-    n_layers: int,
-    n_tokens: int,
-    n_texts: int,
-    n_parameters: int = N_PARAMETERS,
-    peers: Sequence[str] = PEERS,
-) -> Case:
+def case(n_layers: int, n_tokens: int, n_texts: int, large: bool = False) -> Case:
     steered = f"{n_layers} layer{'s' if n_layers > 1 else ''} steered"
-    is_large = n_parameters == N_LARGE_PARAMETERS
-    model = "random weights, the shape of TinyLlama 1.1B" if is_large else MODEL
     return Case(
-        name=f"{n_layers} layers{', 1.1B' if is_large else ''}",
-        title=f"A token{' of 1.1B parameters' if is_large else ''}, {steered}",
+        name=f"{n_layers} layers{', 1.1B' if large else ''}",
+        title=f"A token{' of 1.1B parameters' if large else ''}, {steered}",
         sizes={
-            "model": model,
+            "model": "random weights, the shape of TinyLlama 1.1B" if large else MODEL,
             "dtype": "float32",
             "texts": n_texts,
             "tokens": n_tokens,
             "layers": n_layers,
         },
-        prepare=partial(prepare, n_layers, n_tokens, n_parameters, peers),
+        prepare=partial(prepare, n_layers, n_tokens, large),
         goals=(
             Goal(f"ratio {OURS} / {UNSTEERED}", at_most=1.02),
-            *(Goal(f"ratio {peer} / {OURS}", at_least=1.0) for peer in peers),
+            *(Goal(f"ratio {peer} / {OURS}", at_least=1.0) for peer in (() if large else PEERS)),
             Goal(f"ratio {BAKED} / {UNSTEERED}", at_most=1.005),
         ),
         compare=compare,
@@ -209,7 +200,7 @@ def case(
         # The first is not timed.
         rounds=n_tokens * n_texts - 1,
         # Every token reads all weights once.
-        work={UNSTEERED: ("weights", 4.0 * n_parameters)},
+        work={UNSTEERED: ("weights", 4.0 * (N_LARGE_PARAMETERS if large else N_PARAMETERS))},
     )
 
 

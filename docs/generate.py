@@ -252,13 +252,7 @@ def _comparison(path: Path) -> str:
 def _study(folder: Path) -> str:
     """Return a study's averages, a table a target, and what they were measured with."""
     from expertsteer.study.frames import average_frame, cell_frame
-    from expertsteer.study.report import (
-        average_table,
-        domain_frames,
-        domain_table,
-        load_cells,
-        notes,
-    )
+    from expertsteer.study.report import average_tables, domain_frames, load_cells, notes
 
     study, cells, about = load_cells(folder)
     frame = cell_frame(study, cells)
@@ -266,11 +260,8 @@ def _study(folder: Path) -> str:
     by_domain = domain_frames(study, cells, frame)
     parts = []
     for target in averages["target"].unique():
-        table = average_table(study, averages, target).to_markdown(index=False)
-        parts += [f"Target: `{target}`", table]
-        domains = domain_table(by_domain, target)
-        if domains.shape[1] > 2:
-            parts.append(domains.to_markdown(index=False, missingval=""))
+        tables = average_tables(study, averages, by_domain, target)
+        parts += [f"Target: `{target}`", *tables]
     return "\n\n".join([*parts, *(line for line in notes(study, cells, about) if line)])
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -209,26 +209,11 @@ class RecursiveFeatureMachine(DirectionFinder):
         found: list[tuple[Self, dict[float, float]]] = []
         n_kept = 2 * self.n_iterations * len(bandwidths)
         for batch in states.split(_layers_at_once(states, n_kept)):
-            points = _Points.of(batch)
-            best: dict[int, Self] = {}
-            scores: list[dict[float, float]] = [{} for _ in batch]
-            for candidate in candidates:
-                for place, machine in enumerate(candidate._train(points, labels)):
-                    if machine is None:
-                        continue
-                    finder = candidate.unfitted()
-                    finder._machine = machine
-                    scored = score(len(found) + place, finder)
-                    # Of the others nothing is kept: a machine's factors are many.
-                    if place not in best or scored > scores[place][best[place].bandwidth]:
-                        best[place] = finder
-                    scores[place][finder.bandwidth] = scored
-            if len(best) < len(batch):
-                raise NoGradientError(bandwidths[-1])
-            finders = [best[place] for place in range(len(batch))]
+            chosen = _best_machines(candidates, batch, labels, score, len(found))
+            finders = [finder for finder, _ in chosen]
             for finder, layer, directions in zip(finders, batch, _lead(finders), strict=True):
                 finder._finish(directions, layer, labels, X)
-            found += zip(finders, scores, strict=True)
+            found += chosen
         return found
 
     def _solve(self, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -333,6 +318,39 @@ class RecursiveFeatureMachine(DirectionFinder):
         distances = torch.cdist(new, machine.projected) / machine.scale.sqrt()
         kernel = torch.exp(-distances / machine.length)
         return like((kernel @ machine.alpha + machine.offset).float(), X)
+
+
+_Finder = TypeVar("_Finder", bound=RecursiveFeatureMachine)
+
+
+def _best_machines(
+    candidates: Sequence[_Finder],
+    batch: torch.Tensor,
+    labels: torch.Tensor,
+    score: Callable[[int, _Finder], float],
+    first: int,
+) -> list[tuple[_Finder, dict[float, float]]]:
+    """Return the candidate whose machine scores best in each layer, and all scores.
+
+    ``first`` is the place of the batch's first layer among all.
+    """
+    points = _Points.of(batch)
+    best: dict[int, _Finder] = {}
+    scores: list[dict[float, float]] = [{} for _ in batch]
+    for candidate in candidates:
+        for place, machine in enumerate(candidate._train(points, labels)):
+            if machine is None:
+                continue
+            finder = candidate.unfitted()
+            finder._machine = machine
+            scored = score(first + place, finder)
+            # Of the others nothing is kept: a machine's factors are many.
+            if place not in best or scored > scores[place][best[place].bandwidth]:
+                best[place] = finder
+            scores[place][finder.bandwidth] = scored
+    if len(best) < len(batch):
+        raise NoGradientError(candidates[-1].bandwidth)
+    return [(best[place], scored) for place, scored in enumerate(scores)]
 
 
 def _lead(finders: Sequence[RecursiveFeatureMachine]) -> list[torch.Tensor]:

@@ -22,9 +22,8 @@ from expertsteer.study.settings import StudySettings
 
 __all__ = [
     "MEASURES",
-    "average_table",
+    "average_tables",
     "domain_frames",
-    "domain_table",
     "load_cells",
     "notes",
     "write_report",
@@ -171,11 +170,8 @@ def _markdown(
             _target_table(study, frame, target).to_markdown(missingval=""),
             "",
         ]
-        table = average_table(study, averages, target)
-        lines += [table.to_markdown(index=False, missingval=""), ""]
-        domains = domain_table(by_domain, target)
-        if domains.shape[1] > 2:
-            lines += [domains.to_markdown(index=False, missingval=""), ""]
+        for table in average_tables(study, averages, by_domain, target):
+            lines += [table, ""]
     lines += [MEASURES, "", *notes(study, cells, about)]
     return "\n".join(lines) + "\n"
 
@@ -230,7 +226,28 @@ def _target_table(study: StudySettings, frame: Frame, target: str) -> Frame:
     return pd.DataFrame(columns, index=means.index.rename("method"))
 
 
-def average_table(study: StudySettings, averages: Frame, target: str) -> Frame:
+def average_tables(
+    study: StudySettings, averages: Frame, by_domain: dict[str, Frame], target: str
+) -> list[str]:
+    """Return a target's averages, and the changes by domain where there are several, in Markdown.
+
+    Parameters
+    ----------
+    study : StudySettings
+    averages : DataFrame
+        See `average_frame`.
+    by_domain : dict of str to DataFrame
+        See `domain_frames`.
+    target : str
+    """
+    tables = [_average_table(study, averages, target)]
+    domains = _domain_table(by_domain, target)
+    if domains.shape[1] > 2:  # beside the methods' names
+        tables.append(domains)
+    return [table.to_markdown(index=False, missingval="") for table in tables]
+
+
+def _average_table(study: StudySettings, averages: Frame, target: str) -> Frame:
     """Return a target's averages as a table for people."""
     own = averages[averages["target"] == target]
     rows = []
@@ -270,7 +287,7 @@ def domain_frames(
     }
 
 
-def domain_table(by_domain: dict[str, Frame], target: str) -> Frame:
+def _domain_table(by_domain: dict[str, Frame], target: str) -> Frame:
     """Return the change of right answers by domain, a row a method, as a table for people."""
     columns = {}
     for domain, averages in by_domain.items():
