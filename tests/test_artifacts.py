@@ -50,13 +50,13 @@ def test_a_tensor_of_any_type_is_checked_without_torch(tmp_path, dtype):
         read_description(path, ["alignment"])
 
 
-def test_a_file_is_described_without_loading_torch(tmp_path):
+def test_a_file_is_described_without_heavy_imports(tmp_path):
     known = tiny_language_model("llama").description
     path = SteeringPack({1: random_vector()}, {1: 1.0}, known).save(tmp_path / "one")
     code = (
         "import sys; from expertsteer.cli.app import app; "
         f"app(['inspect', {str(path)!r}], standalone_mode=False); "
-        "print('loaded:', {'torch', 'numpy', 'transformers'} & set(sys.modules))"
+        "print('loaded:', {'torch', 'numpy', 'transformers', 'pydantic'} & set(sys.modules))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr

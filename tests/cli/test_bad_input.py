@@ -393,8 +393,8 @@ def test_strengths_that_steer_nothing(world, made, refused, strength):
         ("fit", ("--position", "first"), ("--position", "'first'", "'answer_mean'")),
         ("fit", ("--dtype", "float8"), ("--dtype", "'float8'", "'bfloat16'")),
         ("fit", ("--n-pairs", 0), ("--n-pairs", "1")),
-        ("fit", ("--seed", "many"), ("--seed", "integer")),
-        ("fit", ("--strength", "much"), ("--strength", "number")),
+        ("fit", ("--seed", "many"), ("--seed", "valid int")),
+        ("fit", ("--strength", "much"), ("--strength", "valid float")),
         ("fit", ("--strenght", 1), ("--strenght", "--strength")),
         ("align", ("extra",), ("extra",)),
         ("collect", ("--batch-tokens", 0), ("--batch-tokens", "1")),
@@ -556,7 +556,7 @@ def test_configurations_that_cannot_be_used(world, refused, work, content, says)
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("n_pairs: many", ("--n-pairs", "integer")),
+        ("n_pairs: many", ("--n-pairs", "valid int")),
         ("n_pairs: 0", ("--n-pairs", "1")),
         ("aligner: best", ("--aligner", "'best'", "'ridge'")),
         ("no_cache: perhaps", ("--no-cache", "boolean")),

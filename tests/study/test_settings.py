@@ -37,6 +37,7 @@ def test_what_a_file_says_is_what_is_run(study_file):
         ({"methods": [{"method": "expertsteer", "expert": "huge"}]}, "'huge'.*large"),
         ({"methods": [{"method": "rfm", "strategy": "explicit"}]}, "strategy.*no use of"),
         ({"methods": [{"method": "expertsteer", "strategy": "explicit"}]}, "pairs"),
+        ({"methods": [{"method": "transferred", "strategy": "validated"}]}, "all of the examples"),
         ({"methods": [{"method": "expertsteer", "n_pairs": 9}]}, "n_pairs=9.*layer_depths"),
         ({"methods": [{"method": "rfm", "layer_depth": 1.5}]}, "layer_depth=1.5"),
         ({"methods": [{"method": "rfm", "layer_depth": 0, "n_pairs": 2}]}, "one pair only"),

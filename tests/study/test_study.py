@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from expertsteer import collect_states
+from expertsteer import ExpertSteer, collect_states
 from expertsteer.data import load_examples
 from expertsteer.errors import DataError, ExpertSteerError
 from expertsteer.evaluation import mean_interval
@@ -175,6 +175,22 @@ def test_only_one_run_at_a_time_in_a_folder(study_file, tmp_path, cache):
     folder.mkdir()
     with FileLock(folder / ".lock"), pytest.raises(ExpertSteerError, match="another study"):
         run(study_file(), folder, cache)
+
+
+def test_validated_pairs_are_those_that_fit_chooses(study_file, models, tmp_path, cache):
+    arm = {"method": "expertsteer", "strategy": "validated", "n_pairs": 2}
+    path = study_file(methods=["none", arm], n_train=20)
+    rows = run(path, tmp_path / "out", cache)
+    study = load_study(path)
+    for settings in study.benchmarks:
+        (row,) = [r for r in rows if r["benchmark"] == settings.name and r["expert"]]
+        examples = load_benchmark(study, settings, 0).fitting
+        pack = ExpertSteer(n_pairs=2).fit(
+            models["target"], models["expert"], examples, progress=False
+        )
+        chosen = [[pair.expert_layer, pair.target_layer] for pair in pack.pairs]
+        assert row["pairs"] == chosen
+        assert len(chosen) == 2
 
 
 def test_ablations_differ_where_their_setting_does(study_file, files, tmp_path, cache):

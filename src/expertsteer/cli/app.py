@@ -1,7 +1,5 @@
 """The command line: one function a command, each a few calls into the package."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 
@@ -53,6 +51,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# Their modules do without `from __future__ import annotations`: Typer would compile every
+# annotation anew, several times a command.
 _COMMANDS = (
     *(fit, calibrate, generate, chat, serve, compare, evaluate, study),
     *(inspect, collect, align, transfer, export, import_, demo),

@@ -1,7 +1,5 @@
 """expertsteer chat."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 

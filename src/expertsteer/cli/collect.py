@@ -1,7 +1,5 @@
 """expertsteer collect."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """expertsteer compare."""
 
-from __future__ import annotations
-
 from enum import Enum
 from pathlib import Path
 from typing import Annotated

@@ -1,12 +1,9 @@
 """expertsteer inspect."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.markup import escape
 from rich.table import Table
 
@@ -27,6 +24,8 @@ def inspect(
 
     Example: expertsteer inspect happy.safetensors
     """
+    import yaml
+
     from expertsteer.artifacts import STATES_KIND, describe_artifact
     from expertsteer.tensor_file import complete_description
 

@@ -1,7 +1,5 @@
 """expertsteer serve."""
 
-from __future__ import annotations
-
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 

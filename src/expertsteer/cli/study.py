@@ -1,7 +1,5 @@
 """expertsteer study."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from typing import Annotated

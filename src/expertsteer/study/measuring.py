@@ -152,7 +152,7 @@ class TargetBench:
         self, arm: ArmSettings, expert: ModelSettings | None, ranked_layers: Sequence[int]
     ) -> Pairs:
         """Return the layer pairs of an arm."""
-        if arm.strategy == "validated":
+        if arm.strategy == "shared":
             layers = list(ranked_layers[: arm.n_pairs])
             if arm.layer_depth is not None:
                 layers = [self._layer_at(arm.layer_depth)]
@@ -161,6 +161,13 @@ class TargetBench:
             table = self.table(expert.name, arm)
             return tuple((int(table[:, j].argmax()), j) for j in layers)
         assert expert is not None  # own vectors have no strategy, see `ArmSettings`
+        if arm.strategy == "validated":
+            examples, _ = self._examples(arm)
+            states = self.states(expert.name, arm.position)
+            pack = arm.steer(self.benchmark.seed).fit(
+                self.model, states, examples, cache_dir=self.cache_dir, progress=False
+            )
+            return tuple((pair.expert_layer, pair.target_layer) for pair in pack.pairs)
         table = self.table(expert.name, arm)
         return tuple(select_pairs(table, arm.strategy, arm.n_pairs, arm.pairs))
 

@@ -224,11 +224,11 @@ class ArmSettings(_Settings):
     aligner_options, estimator, direction, direction_options, position
         As in `ExpertSteer`.
     strategy : str
-        "validated": the target layers that are chosen once for all arms, each with the
-        expert layer of the most information; any other as in `select_pairs`.
+        "shared": the target layers that are chosen once for all arms, each with the expert
+        layer of the most information; any other as in `ExpertSteer`.
     n_pairs : int
     layer_depth : float, optional
-        With "validated", the target layer of this relative depth in place of the chosen one.
+        With "shared", the target layer of this relative depth in place of the chosen one.
     pairs : list of (int, int), optional
     alignment_text : {"examples", "plain", "both"}
         What alignments are fitted on: the labelled texts, the study's plain text, or
@@ -256,8 +256,9 @@ class ArmSettings(_Settings):
     aligner_options: dict[str, Any] = {}
     estimator: Annotated[str, _one_of(("gaussian", "ksg", "kernel"))] = "gaussian"
     strategy: Annotated[
-        str, _one_of(("validated", "lowest_mi", "highest_mi", "same_depth", "explicit"))
-    ] = "validated"
+        str,
+        _one_of(("shared", "validated", "lowest_mi", "highest_mi", "same_depth", "explicit")),
+    ] = "shared"
     n_pairs: Annotated[int, Field(ge=1)] = 1
     layer_depth: _Fraction | None = None
     pairs: tuple[tuple[int, int], ...] | None = None
@@ -292,8 +293,12 @@ class ArmSettings(_Settings):
             raise ValueError(f"got {unused[0]}, which the method {self.method!r} has no use of")
         if (self.strategy == "explicit") != (self.pairs is not None):
             raise ValueError("expected pairs with strategy: explicit, and only there")
-        if self.layer_depth is not None and (self.strategy != "validated" or self.n_pairs > 1):
-            raise ValueError("expected layer_depth with strategy: validated and one pair only")
+        if self.layer_depth is not None and (self.strategy != "shared" or self.n_pairs > 1):
+            raise ValueError("expected layer_depth with strategy: shared and one pair only")
+        if self.strategy == "validated" and (self.uses_plain_text or self.n_train is not None):
+            raise ValueError(
+                "expected strategy: validated with an alignment on all of the examples only"
+            )
         return self
 
     @property
@@ -334,7 +339,7 @@ class ArmSettings(_Settings):
         return PlainSource(self.plain_text, self.n_sentences)
 
     def steer(self, seed: int = 0) -> ExpertSteer:
-        """Return the method's settings.
+        """Return the method's settings, save for layers that a study chooses otherwise.
 
         Raises
         ------
@@ -348,9 +353,7 @@ class ArmSettings(_Settings):
         return ExpertSteer(
             aligner=aligner,
             estimator=self.estimator,
-            strategy=self.strategy,
             n_pairs=self.n_pairs,
-            pairs=self.pairs,
             direction=direction,
             position=self.position,
         )
@@ -465,7 +468,7 @@ class StudySettings(_Settings):
                 )
             if arm.needs_expert and not self.experts and arm.expert != "target":
                 raise ValueError(f"experts: got none, but the method {arm.name!r} needs one")
-            if arm.strategy == "validated" and arm.n_pairs > len(self.layer_depths):
+            if arm.strategy == "shared" and arm.n_pairs > len(self.layer_depths):
                 raise ValueError(
                     f"methods: got n_pairs={arm.n_pairs} of {arm.name!r}, but only "
                     f"{len(self.layer_depths)} layer_depths to choose from"
