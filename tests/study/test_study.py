@@ -177,6 +177,26 @@ def test_only_one_run_at_a_time_in_a_folder(study_file, tmp_path, cache):
         run(study_file(), folder, cache)
 
 
+def test_the_seconds_of_a_fit_do_not_count_reading(study_file, tmp_path, cache, monkeypatch):
+    run(study_file(methods=["none", "random"]), tmp_path / "out", cache)
+    events = []
+    for name in ("collect_corpus", "seconds_of_work"):
+        original = getattr(measuring, name)
+
+        def noting(*args, name=name, original=original):
+            events.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(measuring, name, noting)
+    # The layers were chosen in the first run: nothing has read states yet in the second.
+    run(study_file(methods=["none", "random", "pca"]), tmp_path / "out", cache)
+    assert events.count("collect_corpus") == 2
+    clocks = [n for n, event in enumerate(events) if event == "seconds_of_work"]
+    assert len(clocks) == 8  # of a benchmark: before and after the fit, the search and the test
+    for first, last in ((0, 3), (4, 7)):
+        assert "collect_corpus" not in events[clocks[first] : clocks[last]]
+
+
 def test_validated_pairs_are_those_that_fit_chooses(study_file, models, tmp_path, cache):
     arm = {"method": "expertsteer", "strategy": "validated", "n_pairs": 2}
     path = study_file(methods=["none", arm], n_train=20)

@@ -280,6 +280,8 @@ class TargetBench:
             return self._run_lora(arm, adapter)
         # What arms share, states and tables, is read before the clock starts.
         pairs = self.pairs(arm, expert, ranked_layers)
+        for settings in (self.target, expert or self.target):
+            self.states(settings.name, arm.position)
         if arm.uses_plain_text and expert is not None:
             self._paired_plain_states(arm, expert)
         started = seconds_of_work(self.model)
