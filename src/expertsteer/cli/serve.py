@@ -151,7 +151,7 @@ def serve(
         **limits,
     )
 
-    def announce(address: str, shelf: Shelf) -> None:
+    def announce(address: str, shelf: "Shelf") -> None:
         say(f"{wanted.model_name} answers at {address}, with the packs {', '.join(shelf.names)}")
 
     serve_target(wanted, chosen, announce)
