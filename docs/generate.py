@@ -28,6 +28,7 @@ FINDINGS = ROOT / "docs/findings.md"
 STUDIES = ROOT / "docs/results"
 COMPARISON = ROOT / "docs/results/demo.json"
 LOWEST = ROOT / "docs/results/lowest_mi.json"
+BY_SCORE = ROOT / "docs/results/input_dependent_strength.json"
 PERFORMANCE = ROOT / "docs/performance.md"
 BENCHMARKS = ROOT / "benchmarks"
 IMAGES = ROOT / "docs/images"
@@ -36,6 +37,8 @@ PLACE = ["target", "benchmark"]
 REMAKE = {
     COMPARISON: "`expertsteer demo --output demo-output`, then copy demo-output/comparison.json",
     LOWEST: "the command in docs/method.md that ends in --output docs/results/lowest_mi.json",
+    BY_SCORE: "the command in docs/findings.md that ends in --output "
+    "docs/results/input_dependent_strength.json",
 }
 INTRODUCTION = """\
 <!-- Written by docs/generate.py; edit the commands, not this page. -->
@@ -164,6 +167,7 @@ def findings_page() -> str:
     tables |= {
         "measures": MEASURES,
         "ridge-choice": _ridge_choice(STUDIES / "ridge"),
+        "input-dependent-strength": _by_score(BY_SCORE),
         "layers-shares": _shares_by_text(STUDIES / "layers"),
         "transfer-shares": _transfer_shares(STUDIES / "transfer"),
     }
@@ -369,6 +373,29 @@ def _ridge_choice(folder: Path) -> str:
             for arm in table.index
         ]
     return table.rename_axis("direction").to_markdown(disable_numparse=True)
+
+
+def _by_score(path: Path) -> str:
+    """Return what steering the items that the expert's score asks for does, by benchmark."""
+    import pandas as pd
+
+    results = _read(path)
+    rows = [
+        {
+            "benchmark": row["benchmark"],
+            "items": row["n_items"],
+            "steered": f"{row['share']:.0%}",
+            "all steered, nats": f"{row['everywhere']:+.2f}",
+            "steered by score, nats": f"{row['chosen']:+.2f}",
+            "over as many at random, nats": "{:+.2f} ({:+.2f} to {:+.2f})".format(
+                row["gain"], *row["gain_interval"]
+            ),
+            "rank correlation": "" if row["spearman"] is None else f"{row['spearman']:+.2f}",
+        }
+        for row in results["rows"]
+    ]
+    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    return f"{table}\n\n{_machine(results['machine'], results['versions'])}"
 
 
 def _model(model: dict[str, Any]) -> str:
