@@ -380,6 +380,12 @@ def _by_score(path: Path) -> str:
     import pandas as pd
 
     results = _read(path)
+    found = pd.DataFrame(results["rows"])
+    summary = (
+        f"Over the {len(found)} sets: a mean gain of {found['gain'].mean():+.3f} nats, a median "
+        f"rank correlation of {found['spearman'].median():+.2f}, and "
+        f"{found['share'].isin((0, 1)).sum()} sets where all prompts are steered or none."
+    )
     rows = [
         {
             "benchmark": row["benchmark"],
@@ -395,7 +401,7 @@ def _by_score(path: Path) -> str:
         for row in results["rows"]
     ]
     table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    return f"{table}\n\n{_machine(results['machine'], results['versions'])}"
+    return f"{table}\n\n{summary} {_machine(results['machine'], results['versions'])}"
 
 
 def _model(model: dict[str, Any]) -> str:

@@ -163,10 +163,11 @@ class TargetBench:
         assert expert is not None  # own vectors have no strategy, see `ArmSettings`
         if arm.strategy == "validated":
             examples, _ = self._examples(arm)
+            steer = arm.steer(self.benchmark.seed)
             states = self.states(expert.name, arm.position)
-            pack = arm.steer(self.benchmark.seed).fit(
-                self.model, states, examples, cache_dir=self.cache_dir, progress=False
-            )
+            own = self.states(self.target.name, arm.position)
+            alignment = steer.align(own, states, examples, progress=False)
+            pack = steer.fit(self.model, states, examples, alignment=alignment, progress=False)
             return tuple((pair.expert_layer, pair.target_layer) for pair in pack.pairs)
         table = self.table(expert.name, arm)
         return tuple(select_pairs(table, arm.strategy, arm.n_pairs, arm.pairs))
