@@ -40,7 +40,8 @@ def draw_figures(study: StudySettings, frame: Frame, averages: Frame, folder: Pa
     list of Path
         ``averages.png`` (change and effect by method), ``cells.png`` (every cell), and for
         a study with a sweep ``sweep.png``; with several targets and experts
-        and one arm "rfm" ``transfer.png``.
+        and one arm "rfm" ``transfer.png``, without shares of an own effect that is not
+        clearly above 0.
     """
     written = [
         save_figure(_averages(study, averages), folder / "averages.png"),
@@ -51,7 +52,7 @@ def draw_figures(study: StudySettings, frame: Frame, averages: Frame, folder: Pa
         written.append(save_figure(draw(study, averages), folder / "sweep.png"))
     n_own = sum(arm.method == "rfm" for arm in study.methods)
     if n_own == 1 and averages["expert"].nunique() > 1 and averages["target"].nunique() > 1:
-        written.append(save_figure(_transfer(study, frame), folder / "transfer.png"))
+        written.append(save_figure(_transfer(study, frame, averages), folder / "transfer.png"))
     return written
 
 
@@ -298,7 +299,7 @@ def transfer_shares(frame: Frame, method: str, own: str, by: Sequence[str] = ())
     return sums["effect"] / sums["own"]
 
 
-def _transfer(study: StudySettings, frame: Frame) -> Figure:
+def _transfer(study: StudySettings, frame: Frame, averages: Frame) -> Figure:
     """Draw, for every expert and target, the effect as a share of the target's own vector's."""
     arms = {arm.name: arm.method for arm in study.methods}
     steered = frame[frame["expert"].notna()]
@@ -308,6 +309,8 @@ def _transfer(study: StudySettings, frame: Frame) -> Figure:
     experts = [name for name in names if name in set(steered["expert"])]
     targets = [name for name in names if name in set(steered["target"])]
     own = next(name for name, method in arms.items() if method == "rfm")
+    is_clear = (averages["method"] == own) & (averages["effect_low"] > 0)
+    clear = [name for name in targets if name in set(averages["target"][is_clear])]
     figure = Figure(
         figsize=(1.5 + (1.2 + 0.9 * len(targets)) * len(methods), 2.2 + 0.6 * len(experts)),
         layout="constrained",
@@ -316,11 +319,13 @@ def _transfer(study: StudySettings, frame: Frame) -> Figure:
     found = [
         transfer_shares(frame, method, own)
         .unstack("target")
-        .reindex(index=experts, columns=targets)
+        .reindex(index=experts, columns=clear)
+        .reindex(columns=targets)
         .to_numpy(float)
         for method in methods
     ]
-    bound = max(float(np.nanmax(np.abs(shares))) for shares in found)
+    known = [abs(share) for shares in found for share in shares.flat if not np.isnan(share)]
+    bound = max(known, default=1.0)
     image: Any = None
     for axes, method, shares in zip(panels, methods, found, strict=True):
         image = axes.imshow(shares, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto")
@@ -331,7 +336,7 @@ def _transfer(study: StudySettings, frame: Frame) -> Figure:
         axes.set_xticks(range(len(targets)), targets, rotation=40, ha="right", fontsize=7)
         axes.set_yticks(range(len(experts)), experts, fontsize=7)
         axes.set_title(method, fontsize=9)
-        axes.set_xlabel("target")
+        axes.set_xlabel("target" + ("" if clear == targets else " (blank: own effect unclear)"))
     panels[0].set_ylabel("expert")
     figure.colorbar(image, ax=list(panels), label="effect over own RFM's")
     return figure
