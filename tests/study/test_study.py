@@ -479,11 +479,29 @@ def test_a_report_says_what_is_not_measured_yet(study_file, tmp_path, cache, mon
     assert "Not measured: 2 of `small`." in (folder / "report.md").read_text()
 
 
+# The command line, but its third arm waits: a signal meets a study at work, however fast it is.
+WAITING = """
+import time
+from expertsteer.cli.app import main
+from expertsteer.study.measuring import TargetBench
+
+original, at_once = TargetBench.run, iter(range(2))
+
+def waiting(self, *args):
+    if next(at_once, None) is None:
+        time.sleep(600)
+    return original(self, *args)
+
+TargetBench.run = waiting
+main()
+"""
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
 def test_a_stopped_and_a_killed_process_go_on_with_no_row_twice(study_file, tmp_path, cache):
     methods = ["none", "random", "mean_difference", "pca", "probe"]
     path, folder = study_file(methods=methods), tmp_path / "out"
-    command = [sys.executable, "-m", "expertsteer", "study", str(path), "--output", str(folder)]
+    command = [sys.executable, "-c", WAITING, "study", str(path), "--output", str(folder)]
     command += ["--cache-dir", str(tmp_path / "states")]
     for stop in (signal.SIGINT, signal.SIGKILL):
         n_before = len(rows_of(folder)) if folder.exists() else 0
