@@ -187,16 +187,14 @@ def _half_precision(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _machines(results: dict[str, dict[str, Any]]) -> str:
+    from expertsteer.provenance import machine_line
+
     lines = []
     for found in results.values():
-        machine = found["machine"]
-        used = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
         threads = found["threads"]
         line = (
-            f"{machine['processor']} ({machine['instructions']}), {machine['cores']} cores, "
-            f"{machine['memory_gib']} GiB, "
-            f"{', '.join(machine['accelerators']) or 'no accelerator'}, {machine['system']}; "
-            f"{threads} thread{'s' if threads > 1 else ''}; {used}"
+            f"{machine_line(found['machine'], found['versions'])}; "
+            f"{threads} thread{'s' if threads > 1 else ''}"
             f"{'; small sizes, only to check' if found['quick'] else ''}."
         )
         if line not in lines:

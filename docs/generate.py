@@ -220,6 +220,8 @@ def _filled(path: Path, tables: dict[str, str]) -> str:
 
 
 def _comparison(path: Path) -> str:
+    from expertsteer.provenance import machine_line
+
     results = _read(path)
     provenance = results["provenance"]
     rows = ["| vector | cosine | effect | 95 % interval | perplexity |", "|---|--:|--:|--:|--:|"]
@@ -248,7 +250,7 @@ def _comparison(path: Path) -> str:
         f"the encoder {r2}. Strength: {results['strength']:g} of the mean residual norm. Vectors: "
         f"{data['n_examples']} labelled texts (train and validation splits){aligned_on}. Effect: "
         f"{results['n_prompts']} prompts. Perplexity: {results['n_sentences']} sentences. Seeds: "
-        f"{seeds}. {_machine(provenance['machine'], provenance['versions'])}"
+        f"{seeds}. Machine: {machine_line(provenance['machine'], provenance['versions'])}."
     )
     return "\n".join(rows) + f"\n\n{facts}"
 
@@ -379,6 +381,8 @@ def _by_score(path: Path) -> str:
     """Return what steering the items that the expert's score asks for does, by benchmark."""
     import pandas as pd
 
+    from expertsteer.provenance import machine_line
+
     results = _read(path)
     found = pd.DataFrame(results["rows"])
     summary = (
@@ -401,20 +405,11 @@ def _by_score(path: Path) -> str:
         for row in results["rows"]
     ]
     table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    return f"{table}\n\n{summary} {_machine(results['machine'], results['versions'])}"
+    return f"{table}\n\n{summary} Machine: {machine_line(results['machine'], results['versions'])}."
 
 
 def _model(model: dict[str, Any]) -> str:
     return f"`{model['name']}` ({model['n_layers']} layers × {model['width']})"
-
-
-def _machine(machine: dict[str, Any], versions: dict[str, str]) -> str:
-    accelerators = ", ".join(machine["accelerators"]) or "no accelerator"
-    used = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return (
-        f"Machine: {machine['processor']} ({machine['instructions']}), {machine['cores']} cores, "
-        f"{machine['memory_gib']} GiB, {accelerators}, {machine['system']}; {used}."
-    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 
 from expertsteer.estimator import Estimator
 
-__all__ = ["describe_machine", "describe_settings", "package_versions"]
+__all__ = ["describe_machine", "describe_settings", "machine_line", "package_versions"]
 
 
 def describe_settings(estimator: Estimator) -> dict[str, Any]:
@@ -36,6 +36,16 @@ def describe_machine() -> dict[str, Any]:
         "accelerators": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
         "system": platform.system(),
     }
+
+
+def machine_line(machine: dict[str, Any], versions: dict[str, str]) -> str:
+    """Return what `describe_machine` and `package_versions` returned as a reader sees it."""
+    used = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"{machine['processor']} ({machine['instructions']}), {machine['cores']} cores, "
+        f"{machine['memory_gib']} GiB, {', '.join(machine['accelerators']) or 'no accelerator'}, "
+        f"{machine['system']}; {used}"
+    )
 
 
 def _processor() -> str:

@@ -20,7 +20,9 @@ from expertsteer.data import load_examples
 from expertsteer.errors import DataError, ExpertSteerError
 from expertsteer.evaluation import mean_interval
 from expertsteer.evaluation.judges import ClassifierJudge, VaderJudge
+from expertsteer.provenance import describe_machine
 from expertsteer.study import load_study, measuring, run_study
+from expertsteer.study.figures import draw_figures
 from expertsteer.study.frames import average_frame, cell_frame
 from expertsteer.study.measuring import TargetBench
 from expertsteer.study.plain import PlainText
@@ -320,7 +322,14 @@ def test_two_models_can_each_be_the_others_expert(study_file, models, tmp_path):
     pairs = {(r["target"], r["expert"]) for r in rows if r["method"] == "transferred"}
     assert pairs == {("target", "expert"), ("expert", "target")}
     assert not [row for row in rows if "error" in row]
-    assert folder / "transfer.png" in write_report(folder)
+    # Shares are drawn of an own effect that is clearly above 0, and none where there is no such.
+    study, cells, _ = load_cells(folder)
+    frame = cell_frame(study, cells)
+    averages = average_frame(study, cells, frame)
+    for low, is_drawn in ((0.1, True), (-0.1, False)):
+        averages = averages.assign(effect_low=low, effect=low + 0.1, effect_high=low + 0.2)
+        written = draw_figures(study, frame, averages, tmp_path)
+        assert (tmp_path / "transfer.png" in written) == is_drawn
 
 
 def test_a_sweep_names_every_targets_own_expert(study_file, models, tmp_path, monkeypatch):
@@ -522,6 +531,25 @@ def test_a_stopped_and_a_killed_process_go_on_with_no_row_twice(study_file, tmp_
     assert len(set(keys(rows))) == len(rows) == 12
     written = [row["fingerprint"] for row in rows_of(folder)]
     assert len(set(written)) == len(written) == 12
+
+
+def test_every_machine_that_measured_something_is_named(study_file, tmp_path, cache, monkeypatch):
+    folder = tmp_path / "out"
+
+    def ran_on(methods, processor):
+        machine = describe_machine() | {"processor": processor}
+        monkeypatch.setattr("expertsteer.study.run.describe_machine", lambda: machine)
+        run(study_file(methods=methods), folder, cache)
+        ran = json.loads((folder / "study.json").read_text())["ran_on"]
+        return [part["machine"]["processor"] for part in ran]
+
+    assert ran_on(["none"], "one") == ["one"]
+    assert ran_on(["none"], "two") == ["one"]
+    assert ran_on(["none", "random"], "two") == ["one", "two"]
+    write_report(folder)
+    report = (folder / "report.md").read_text()
+    assert "Machine: one (" in report
+    assert "Continued on: two (" in report
 
 
 def test_divergence_as_the_damage(study_file, tmp_path, cache):

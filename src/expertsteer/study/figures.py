@@ -41,7 +41,7 @@ def draw_figures(study: StudySettings, frame: Frame, averages: Frame, folder: Pa
         ``averages.png`` (change and effect by method), ``cells.png`` (every cell), and for
         a study with a sweep ``sweep.png``; with several targets and experts
         and one arm "rfm" ``transfer.png``, without shares of an own effect that is not
-        clearly above 0.
+        clearly above 0, and not at all where none is.
     """
     written = [
         save_figure(_averages(study, averages), folder / "averages.png"),
@@ -50,9 +50,12 @@ def draw_figures(study: StudySettings, frame: Frame, averages: Frame, folder: Pa
     if study.sweep:
         draw = _trade_off if study.sweep == "strength_shares" else _sweep
         written.append(save_figure(draw(study, averages), folder / "sweep.png"))
-    n_own = sum(arm.method == "rfm" for arm in study.methods)
-    if n_own == 1 and averages["expert"].nunique() > 1 and averages["target"].nunique() > 1:
-        written.append(save_figure(_transfer(study, frame, averages), folder / "transfer.png"))
+    own = [arm.name for arm in study.methods if arm.method == "rfm"]
+    if len(own) == 1 and averages["expert"].nunique() > 1 and averages["target"].nunique() > 1:
+        is_clear = (averages["method"] == own[0]) & (averages["effect_low"] > 0)
+        if is_clear.any():
+            figure = _transfer(study, frame, own[0], set(averages["target"][is_clear]))
+            written.append(save_figure(figure, folder / "transfer.png"))
     return written
 
 
@@ -299,18 +302,15 @@ def transfer_shares(frame: Frame, method: str, own: str, by: Sequence[str] = ())
     return sums["effect"] / sums["own"]
 
 
-def _transfer(study: StudySettings, frame: Frame, averages: Frame) -> Figure:
+def _transfer(study: StudySettings, frame: Frame, own: str, with_share: set[str]) -> Figure:
     """Draw, for every expert and target, the effect as a share of the target's own vector's."""
-    arms = {arm.name: arm.method for arm in study.methods}
     steered = frame[frame["expert"].notna()]
     methods = list(dict.fromkeys(steered["method"]))
     # The same order both ways, so that a model and itself make the diagonal.
     names = list(dict.fromkeys(m.name for m in (*study.targets, *study.experts)))
     experts = [name for name in names if name in set(steered["expert"])]
     targets = [name for name in names if name in set(steered["target"])]
-    own = next(name for name, method in arms.items() if method == "rfm")
-    is_clear = (averages["method"] == own) & (averages["effect_low"] > 0)
-    clear = [name for name in targets if name in set(averages["target"][is_clear])]
+    clear = [name for name in targets if name in with_share]
     figure = Figure(
         figsize=(1.5 + (1.2 + 0.9 * len(targets)) * len(methods), 2.2 + 0.6 * len(experts)),
         layout="constrained",

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from expertsteer.errors import DataError
 from expertsteer.evaluation.row_file import read_json_lines
 from expertsteer.files import write_text
+from expertsteer.provenance import machine_line
 from expertsteer.study.figures import Frame, draw_figures, labels_of
 from expertsteer.study.frames import CELL_KEYS, SHARES, average_frame, cell_frame
 from expertsteer.study.settings import StudySettings
@@ -45,7 +46,8 @@ def load_cells(folder: str | Path) -> tuple[StudySettings, list[dict[str, Any]],
     cells : list of dict
         The study's finished cells, as its settings name them now.
     about : dict
-        ``machine``, ``versions``, and ``missing``: the cells that are not there, and why.
+        ``ran_on``: the ``machine`` and ``versions`` of every run that measured something,
+        and ``missing``: the cells that are not there, and why.
 
     Raises
     ------
@@ -313,15 +315,12 @@ def notes(
     study: StudySettings, cells: Sequence[dict[str, Any]], about: dict[str, Any]
 ) -> Iterable[str]:
     """Yield what a reader of one study's tables has to know: gaps, sizes, machine, versions."""
-    machine = about["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    machines = [machine_line(**ran) for ran in about["ran_on"]]
     yield from _gaps(cells, about["missing"])
     yield (
         f"{_sizes(study, cells)}; seeds {', '.join(map(str, study.seeds))}. Every vector is as "
         f"strong as a {study.damage} budget of {study.budget:g} on other plain text allows. "
-        f"Machine: {machine['processor']} ({machine['instructions']}), {machine['cores']} cores, "
-        f"{machine['memory_gib']} GiB, {', '.join(machine['accelerators']) or 'no accelerator'}; "
-        f"{versions}."
+        f"Machine: {'. Continued on: '.join(machines)}."
     )
 
 

@@ -44,7 +44,7 @@ def run_study(
     study : StudySettings
     output : str or Path
         A folder: ``cells.jsonl`` (a row a cell), ``layers.jsonl`` (the target layers a
-        benchmark's cells share), ``study.json`` (settings, machine and versions),
+        benchmark's cells share), ``study.json`` (settings, machines and versions),
         ``adapters`` (fine-tuned ones). The same folder is continued; a cell
         whose settings have changed is measured again, and the old row stays unread.
     cache_dir : Path
@@ -157,13 +157,14 @@ class _Run:
             | {"metric": cell.benchmark.metric}
             for cell in self.cells
         ]
-        about = {
-            "settings": self.study.model_dump(mode="json"),
-            "machine": describe_machine(),
-            "versions": package_versions(),
-            "cells": cells,
-        }
-        write_text(self.folder / "study.json", json.dumps(about, indent=1))
+        path = self.folder / "study.json"
+        ran_on = _ran_on(path)
+        here = {"machine": describe_machine(), "versions": package_versions()}
+        if self.left and here not in ran_on:
+            ran_on.append(here)
+        settings = self.study.model_dump(mode="json")
+        about = {"settings": settings, "ran_on": ran_on, "cells": cells}
+        write_text(path, json.dumps(about, indent=1))
 
     def _lend(self, settings: ModelSettings, model: LanguageModel, cells: list[Cell]) -> None:
         """Collect the states of an expert that cells of other models will ask for."""
@@ -267,3 +268,11 @@ class _Once:
     @cached_property
     def value(self) -> TargetBench:
         return self.make()
+
+
+def _ran_on(path: Path) -> list[dict[str, Any]]:
+    """Return what earlier runs of the folder ran on; what is no record of a study tells nothing."""
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["ran_on"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
