@@ -42,6 +42,17 @@ def test_every_command_has_help_with_an_example(run, command):
     assert "Example: expertsteer" in outcome.out or command == "demo"
 
 
+def test_help_breaks_its_lines_where_the_terminal_ends(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    described = run("calibrate", "--help").out.partition("╭")[0]
+    lines = [line.strip() for line in described.splitlines()]
+    start = next(n for n, line in enumerate(lines) if line.startswith("The test split"))
+    for line, following in zip(lines[start:], lines[start + 1 :], strict=False):
+        if following:
+            assert len(f"{line} {following.split()[0]}") > 60 - 2
+    assert " ".join(lines[start:]).rstrip().endswith("strength 0.")
+
+
 def test_no_command_shows_the_help_and_is_wrong_usage(run):
     assert run().code == 2
     assert run("nonsense").code == 2

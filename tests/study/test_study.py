@@ -552,6 +552,26 @@ def test_every_machine_that_measured_something_is_named(study_file, tmp_path, ca
     assert "Continued on: two (" in report
 
 
+def test_what_one_answer_to_all_questions_gets_is_named(study_file, files, tmp_path, cache):
+    rows = [json.loads(line) for line in Path(files["questions"]).read_text().splitlines()]
+    for n, row in enumerate(row for row in rows if row["split"] == "test"):
+        # In another order every other time: it is the answer that counts, not its place.
+        row["choices"] = ["w1", "w2"][:: 1 if n % 2 else -1]
+        row["answer"] = row["choices"].index("w2" if n % 4 else "w1")
+    path = tmp_path / "two.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"questions": files["questions"], "texts": files["texts"], "two": str(path)}
+    benchmarks = [{"name": name, "data": file} for name, file in data.items()]
+    run(
+        study_file(benchmarks=benchmarks, methods=["none", "random"], n_test=20),
+        tmp_path / "out",
+        cache,
+    )
+    write_report(tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "The same answer to every test question would be right in 75.0 % of two.\n" in report
+
+
 def test_divergence_as_the_damage(study_file, tmp_path, cache):
     folder = tmp_path / "out"
     settings = {"damage": "divergence", "budget": 0.1, "methods": ["none", "random", "lora"]}

@@ -26,7 +26,7 @@ from expertsteer.cli.launch import (
     stop_listening,
     was_terminated,
 )
-from expertsteer.cli.running import INTERRUPTED, Outcome, report, run
+from expertsteer.cli.running import INTERRUPTED, Outcome, add_command, report, run
 from expertsteer.cli.serve import serve
 from expertsteer.cli.show import say, warnings_as_messages
 from expertsteer.cli.study import study
@@ -58,7 +58,7 @@ _COMMANDS = (
     *(inspect, collect, align, transfer, export, import_, demo),
 )
 for command in _COMMANDS:
-    app.command(command.__name__.rstrip("_"))(command)
+    add_command(app, command)
 
 
 def _version(wanted: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import typer
 from expertsteer.cli.show import print_error, say
 from expertsteer.errors import ExpertSteerError
 
-__all__ = ["INTERRUPTED", "Outcome", "report", "run", "run_script"]
+__all__ = ["INTERRUPTED", "Outcome", "add_command", "report", "run", "run_script"]
 
 # What shells and typer make of Ctrl-C.
 INTERRUPTED = 130
@@ -38,6 +39,13 @@ class Outcome:
     code: int
     error: str | None = None
     hint: str | None = None
+
+
+def add_command(app: typer.Typer, command: Callable[..., None]) -> None:
+    """Make a function a command, whose help breaks its lines where the terminal ends."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    shown = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    app.command(command.__name__.rstrip("_"), help=shown)(command)
 
 
 def run(app: typer.Typer) -> Outcome:
@@ -84,5 +92,5 @@ def report(outcome: Outcome) -> int:
 def run_script(command: Callable[..., None]) -> None:
     """Run a function of a script as a command of its own."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
+    add_command(app, command)
     sys.exit(report(run(app)))

@@ -317,6 +317,15 @@ def notes(
     """Yield what a reader of one study's tables has to know: gaps, sizes, machine, versions."""
     machines = [machine_line(**ran) for ran in about["ran_on"]]
     yield from _gaps(cells, about["missing"])
+    constant: dict[str, float] = {}
+    for cell in cells:
+        if cell.get("constant"):
+            name = cell["benchmark"]
+            constant[name] = max(cell["constant"], constant.get(name, 0))
+    if constant:
+        listed = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in constant.items())
+        yield f"The same answer to every test question would be right in {listed}."
+        yield ""
     yield (
         f"{_sizes(study, cells)}; seeds {', '.join(map(str, study.seeds))}. Every vector is as "
         f"strong as a {study.damage} budget of {study.budget:g} on other plain text allows. "

@@ -154,7 +154,7 @@ class _Run:
         cells = [
             {"fingerprint": cell.fingerprint(self.study)}
             | cell.identity()
-            | {"metric": cell.benchmark.metric}
+            | {"metric": cell.benchmark.metric, "constant": cell.benchmark.constant}
             for cell in self.cells
         ]
         path = self.folder / "study.json"

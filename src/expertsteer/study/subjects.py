@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,6 +74,23 @@ class Benchmark:
     def metric(self) -> str:
         """The field of the test rows that tables show."""
         return self.settings.metric or self.metrics[0]
+
+    @property
+    def constant(self) -> float | None:
+        """Share of the test questions that one answer to all of them answers rightly.
+
+        None where the questions do not all have the same answers to choose from.
+        """
+        test = self.examples.split("test")
+        if self.words is not None or not is_questions(test):
+            return None
+        choices: dict[str, set[str]] = {}
+        for group, answer in zip(test.groups, test.answers, strict=True):
+            choices.setdefault(group, set()).add(answer)
+        if len(set(map(frozenset, choices.values()))) > 1:
+            return None
+        right = Counter(a for a, label in zip(test.answers, test.labels, strict=True) if label > 0)
+        return max(right.values()) / len(choices)
 
     def fingerprint(self) -> str:
         """Return a hash of all that is asked; 16 hexadecimal digits."""
