@@ -21,6 +21,8 @@ ORDER = (
     "multiple_choice",
     "start_up",
 )
+# On a processor without instructions for bfloat16, and on one that has them.
+HALF_PRECISION = ("half_precision", "half_precision_avx512")
 OURS = "expertsteer"
 NOTHING = "There are no results yet; `make bench` makes them."
 
@@ -29,7 +31,7 @@ def load_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
     """Return the results there are, by benchmark."""
     return {
         name: json.loads(path.read_text(encoding="utf-8"))
-        for name in (*ORDER, "bound", "half_precision")
+        for name in (*ORDER, "bound", *HALF_PRECISION)
         if (path := folder / f"{name}.json").is_file()
     }
 
@@ -175,31 +177,33 @@ def _profile(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _half_precision(results: dict[str, dict[str, Any]]) -> str:
-    cases = results.get("half_precision", {}).get("cases", {})
     names = ("median relative difference of a state", "least cosine of a direction")
     rows = []
-    for case in cases.values():
-        figures = case["figures"]
-        seconds = [_with_range(figures[f"seconds {way}"]) for way in case["ways"]]
-        measured = [f"{figures[name]['median']:.4g}" for name in names]
-        rows.append([case["title"], *measured, *seconds])
-    return _table(["work", *names, "seconds, float32", "bfloat16"], rows, "lrrrr")
+    for found in (results[name] for name in HALF_PRECISION if name in results):
+        processor = f"{found['machine']['processor']} ({found['machine']['instructions']})"
+        for case in found["cases"].values():
+            figures = case["figures"]
+            seconds = [_with_range(figures[f"seconds {way}"]) for way in case["ways"]]
+            measured = [f"{figures[name]['median']:.4g}" for name in names]
+            rows.append([case["title"], processor, *measured, *seconds])
+    return _table(["work", "processor", *names, "seconds, float32", "bfloat16"], rows, "llrrrr")
 
 
 def _machines(results: dict[str, dict[str, Any]]) -> str:
     from expertsteer.provenance import machine_line
 
-    lines = []
-    for found in results.values():
+    lines: dict[str, list[str]] = {}
+    for name, found in results.items():
         threads = found["threads"]
         line = (
             f"{machine_line(found['machine'], found['versions'])}; "
             f"{threads} thread{'s' if threads > 1 else ''}"
             f"{'; small sizes, only to check' if found['quick'] else ''}."
         )
-        if line not in lines:
-            lines.append(line)
-    return "\n\n".join(lines) or NOTHING
+        lines.setdefault(line, []).append(f"`{name}`")
+    if len(lines) == 1:
+        return next(iter(lines))
+    return "\n\n".join(f"{', '.join(on)}: {line}" for line, on in lines.items()) or NOTHING
 
 
 # Cells -------------------------------------------------------------------------------

@@ -168,6 +168,7 @@ def findings_page() -> str:
         "measures": MEASURES,
         "ridge-choice": _ridge_choice(STUDIES / "ridge"),
         "input-dependent-strength": _by_score(BY_SCORE),
+        "domain-experts-training": _training(STUDIES / "domain_experts/experts"),
         "layers-shares": _shares_by_text(STUDIES / "layers"),
         "transfer-shares": _transfer_shares(STUDIES / "transfer"),
     }
@@ -406,6 +407,36 @@ def _by_score(path: Path) -> str:
     ]
     table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
     return f"{table}\n\n{summary} Machine: {machine_line(results['machine'], results['versions'])}."
+
+
+def _training(folder: Path) -> str:
+    """Return what the training of the domain experts did to them."""
+    import pandas as pd
+
+    from expertsteer.provenance import machine_line
+
+    rows, machines = [], []
+    for path in sorted(folder.glob("*.json")):
+        record = _read(path)
+        losses = record["training"]["validation_loss"]
+        before, after = record["validation"]["before"], record["validation"]["after"]
+        row = {
+            "expert": path.stem,
+            "trained on": ", ".join(f"{n} of {name}" for name, n in record["n_questions"].items()),
+            "validation loss, nats": f"{losses[0]:.2f} → {min(losses[1:]):.2f}",
+            "validation questions": ", ".join(f"{before[name]['n']} of {name}" for name in before),
+        }
+        for metric, title in (("acc", "right"), ("acc_norm", "right, length-normalised")):
+            row[title] = ", ".join(
+                f"{100 * before[name][metric]:.1f} → {100 * after[name][metric]:.1f} %"
+                for name in before
+            )
+        rows.append(row | {"training, s": f"{record['training']['seconds']:.0f}"})
+        machines.append(machine_line(record["machine"], record["versions"]))
+    if not rows:
+        raise GenerationError(f"There are no results in {folder.relative_to(ROOT)}.")
+    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    return f"{table}\n\nMachine: {'; '.join(dict.fromkeys(machines))}."
 
 
 def _model(model: dict[str, Any]) -> str:
