@@ -22,7 +22,7 @@ ORDER = (
     "start_up",
 )
 # On a processor without instructions for bfloat16, and on one that has them.
-HALF_PRECISION = ("half_precision", "half_precision_avx512")
+HALF_PRECISION = ("half_precision", "avx512/half_precision")
 OURS = "expertsteer"
 NOTHING = "There are no results yet; `make bench` makes them."
 
