@@ -75,7 +75,7 @@ class Benchmark:
         """The field of the test rows that tables show."""
         return self.settings.metric or self.metrics[0]
 
-    @property
+    @cached_property
     def constant(self) -> float | None:
         """Share of the test questions that one answer to all of them answers rightly.
 
