@@ -28,7 +28,7 @@ TARGET, EXPERT = "gemma-3-270m", "smollm2-135m-instruct"
 STEPS = {
     "load the models": (steps, "load_model"),
     "collect states": (steps, "collect_states"),
-    "mutual information": (steps, "mutual_information_table"),
+    "mutual information": (steps, "information_between"),
     "alignment": (Alignment, "fit"),
     "directions": (steps, "fit_directions"),
     "choose pairs by the target's preference": (steps, "choose_by_preference"),
@@ -56,7 +56,8 @@ def profiled_fit(n: int | None) -> dict[str, float]:
 
     examples = load_examples(shipped_file("sentiment.jsonl"))
     if n is not None:
-        examples = examples.subset(range(n))
+        # From all of the file, for its splits follow one another.
+        examples = examples.subset(range(0, len(examples), len(examples) // n))
     begun = time.perf_counter()
     with contextlib.ExitStack() as stack:
         for name, (home, attribute) in STEPS.items():

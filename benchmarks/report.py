@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,19 @@ ORDER = (
     "multiple_choice",
     "start_up",
 )
-# On a processor without instructions for bfloat16, and on one that has them.
-HALF_PRECISION = ("half_precision", "avx512/half_precision")
+# Folders of results: of a processor with AVX2, and of one with AVX512 and bfloat16.
+FOLDERS = ("", "avx512/")
 OURS = "expertsteer"
 NOTHING = "There are no results yet; `make bench` makes them."
 
 
 def load_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
-    """Return the results there are, by benchmark."""
+    """Return the results there are, by folder and benchmark."""
     return {
-        name: json.loads(path.read_text(encoding="utf-8"))
-        for name in (*ORDER, "bound", *HALF_PRECISION)
-        if (path := folder / f"{name}.json").is_file()
+        within + name: json.loads(path.read_text(encoding="utf-8"))
+        for within in FOLDERS
+        for name in (*ORDER, "bound", "half_precision")
+        if (path := folder / f"{within}{name}.json").is_file()
     }
 
 
@@ -49,9 +50,16 @@ def tables(results: dict[str, dict[str, Any]]) -> dict[str, str]:
     }
 
 
-def _cases(results: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _cases(
+    results: dict[str, dict[str, Any]], folders: Sequence[str] = FOLDERS
+) -> Iterator[dict[str, Any]]:
+    """Yield the cases in the order of the page, with the processor in titles of other folders."""
     for name in ORDER:
-        yield from results.get(name, {}).get("cases", {}).values()
+        for within in folders:
+            found = results.get(within + name, {})
+            processor = f", {found['machine']['instructions']}" if found and within else ""
+            for case in found.get("cases", {}).values():
+                yield case | {"title": case["title"] + processor}
 
 
 def _goals(results: dict[str, dict[str, Any]]) -> str:
@@ -126,26 +134,27 @@ def _times(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _bound(results: dict[str, dict[str, Any]]) -> str:
-    reach = results.get("bound", {}).get("cases", {}).get("reach")
-    if reach is None:
-        return NOTHING
-    once = {kind: reach["figures"][f"giga a second {kind}"]["median"] for kind in reach["work"]}
     rows = []
-    for case in _cases(results):
-        for way, (kind, amount) in case["work"].items():
-            rate = case["figures"][f"giga a second {way}"]["median"]
-            beside = case["figures"].get(f"giga a second reach {kind}")
-            reached = beside["median"] if beside else once[kind]
-            rows.append(
-                [
-                    f"{case['title']}, {way}",
-                    _KINDS[kind],
-                    f"{amount / 1e9:,.1f}",
-                    f"{rate:,.1f}",
-                    f"{reached:,.1f}" + ("" if beside else " †"),
-                    f"{rate / reached:.0%}".replace("%", " %"),
-                ]
-            )
+    for within in FOLDERS:
+        once = results.get(f"{within}bound", {}).get("cases", {}).get("reach")
+        if once is None:
+            continue
+        for case in _cases(results, [within]):
+            for way, (kind, amount) in case["work"].items():
+                rate = case["figures"][f"giga a second {way}"]["median"]
+                beside = case["figures"].get(f"giga a second reach {kind}")
+                found = beside or once["figures"][f"giga a second {kind}"]
+                reached = found["median"]
+                rows.append(
+                    [
+                        f"{case['title']}, {way}",
+                        _KINDS[kind],
+                        f"{amount / 1e9:,.1f}",
+                        f"{rate:,.1f}",
+                        f"{reached:,.1f}" + ("" if beside else " †"),
+                        f"{rate / reached:.0%}".replace("%", " %"),
+                    ]
+                )
     head = ["work", "counted", "giga", "giga a second", "reach", "of the reach"]
     note = "\n\n† measured in another hour, when the machine may have been faster or slower."
     return _table(head, rows, "llrrrr") + (note if any("†" in row[4] for row in rows) else "")
@@ -159,34 +168,54 @@ _KINDS = {
 
 
 def _profile(results: dict[str, dict[str, Any]]) -> str:
-    case = results.get("bound", {}).get("cases", {}).get("fit")
-    if case is None:
-        return NOTHING
     prefix = "seconds of "
     spent = {
-        name.removeprefix(prefix): found["median"]
-        for name, found in case["figures"].items()
-        if name.startswith(prefix)
+        _processor(found): {
+            name.removeprefix(prefix): figure["median"]
+            for name, figure in found["cases"]["fit"]["figures"].items()
+            if name.startswith(prefix)
+        }
+        for found in _in_all_folders(results, "bound")
+        if "fit" in found["cases"]
     }
-    whole = sum(spent.values())
+    if not spent:
+        return NOTHING
+    first = next(iter(spent.values()))
     rows = [
-        [step, f"{taken:,.2f}", f"{taken / whole:.0%}".replace("%", " %")]
-        for step, taken in sorted(spent.items(), key=lambda item: -item[1])
+        [step]
+        + [
+            cell
+            for taken in spent.values()
+            for cell in (
+                f"{taken[step]:,.2f}",
+                f"{taken[step] / sum(taken.values()):.0%}".replace("%", " %"),
+            )
+        ]
+        for step in sorted(first, key=lambda step: -first[step])
     ]
-    return _table(["step", "seconds", "share"], rows, "lrr")
+    head = [cell for processor in spent for cell in (f"seconds, {processor}", "share")]
+    return _table(["step", *head], rows, "l" + "rr" * len(spent))
 
 
 def _half_precision(results: dict[str, dict[str, Any]]) -> str:
     names = ("median relative difference of a state", "least cosine of a direction")
     rows = []
-    for found in (results[name] for name in HALF_PRECISION if name in results):
-        processor = f"{found['machine']['processor']} ({found['machine']['instructions']})"
+    for found in _in_all_folders(results, "half_precision"):
+        processor = _processor(found)
         for case in found["cases"].values():
             figures = case["figures"]
             seconds = [_with_range(figures[f"seconds {way}"]) for way in case["ways"]]
             measured = [f"{figures[name]['median']:.4g}" for name in names]
             rows.append([case["title"], processor, *measured, *seconds])
     return _table(["work", "processor", *names, "seconds, float32", "bfloat16"], rows, "llrrrr")
+
+
+def _in_all_folders(results: dict[str, dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [results[within + name] for within in FOLDERS if within + name in results]
+
+
+def _processor(found: dict[str, Any]) -> str:
+    return f"{found['machine']['processor']} ({found['machine']['instructions']})"
 
 
 def _machines(results: dict[str, dict[str, Any]]) -> str:

@@ -144,6 +144,9 @@ def take_turns(
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     results: dict[str, Any] = {}
     order = random.Random(0)
+    # What is there now needs no looking through for garbage before every turn.
+    gc.collect()
+    gc.freeze()
     for turn in range(-1, rounds):
         for name in order.sample(list(ways), len(ways)):
             if turn >= fixed.get(name, rounds) or (turn < 0 and name in fixed):
@@ -154,6 +157,7 @@ def take_turns(
             taken = time.perf_counter() - begun
             if turn >= 0:
                 seconds[name].append(taken)
+    gc.unfreeze()
     return seconds, results
 
 
@@ -296,9 +300,6 @@ def limit_threads(threads: int) -> None:
 def time_case(case: Case, rounds: int) -> dict[str, Any]:
     """Time a case; return its entry in the file of results, without memory."""
     ways = case.prepare()
-    # What is there now needs no looking through for garbage before every turn.
-    gc.collect()
-    gc.freeze()
     # The machine's speed drifts, so what it reaches is measured in turn with the work.
     kinds = {kind for way, (kind, _) in case.work.items() if way != kind}
     reaches = {f"reach {kind}": reach(kind) for kind in sorted(kinds)}
@@ -321,7 +322,6 @@ def time_case(case: Case, rounds: int) -> dict[str, Any]:
     if case.compare is not None:
         found = {name: value for name, value in returned.items() if name in ways}
         figures |= {name: {"median": value} for name, value in case.compare(found).items()}
-    gc.unfreeze()
     return {
         "title": case.title,
         "sizes": case.sizes,

@@ -7,14 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from helpers import load_script
+from helpers import load_script, tiny_language_model
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks"
 
 timing = load_script(FOLDER / "timing.py")
 report = load_script(FOLDER / "report.py")
+bound = load_script(FOLDER / "bound.py")
+machine = load_script(FOLDER / "recursive_feature_machine.py")
 
 BENCHMARK = '''
 """Two ways to wait."""
@@ -169,3 +172,15 @@ def test_results_of_other_threads_are_not_mixed(run, tmp_path):
 
 def test_the_page_says_so_where_there_are_no_results():
     assert set(report.tables({}).values()) == {report.NOTHING}
+
+
+def test_the_profile_times_every_step_of_a_fit(monkeypatch):
+    monkeypatch.setattr(bound, "TARGET", tiny_language_model("llama"))
+    monkeypatch.setattr(bound, "EXPERT", tiny_language_model("gpt2"))
+    assert bound.profiled_fit(40).keys() == {*bound.STEPS, "rest"}
+
+
+def test_all_layers_in_one_batch_have_the_same_directions():
+    states, labels = machine.problem(64, 128, 3)
+    one_by_one, together = machine.ours(states, labels), machine.in_one_batch(states, labels)
+    torch.testing.assert_close(together, one_by_one, rtol=1e-3, atol=1e-4)
