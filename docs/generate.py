@@ -379,34 +379,37 @@ def _ridge_choice(folder: Path) -> str:
 
 
 def _by_score(path: Path) -> str:
-    """Return what steering the items that the expert's score asks for does, by benchmark."""
+    """Return what steering the items that the expert's score asks for does, by pair of models."""
     import pandas as pd
 
+    from expertsteer.evaluation.intervals import mean_interval
     from expertsteer.provenance import machine_line
 
     results = _read(path)
     found = pd.DataFrame(results["rows"])
-    summary = (
-        f"Over the {len(found)} sets: a mean gain of {found['gain'].mean():+.3f} nats, a median "
-        f"rank correlation of {found['spearman'].median():+.2f}, and "
-        f"{found['share'].isin((0, 1)).sum()} sets where all prompts are steered or none."
-    )
-    rows = [
-        {
-            "benchmark": row["benchmark"],
-            "items": row["n_items"],
-            "steered": f"{row['share']:.0%}",
-            "all steered, nats": f"{row['everywhere']:+.2f}",
-            "steered by score, nats": f"{row['chosen']:+.2f}",
-            "over as many at random, nats": "{:+.2f} ({:+.2f} to {:+.2f})".format(
-                row["gain"], *row["gain_interval"]
-            ),
-            "rank correlation": "" if row["spearman"] is None else f"{row['spearman']:+.2f}",
-        }
-        for row in results["rows"]
-    ]
+    low, high = (found["gain_interval"].str[side] for side in (0, 1))
+    found = found.assign(better=low > 0, worse=high < 0, settled=found["share"].isin((0, 1)))
+    rows = []
+    for _, sets in found.groupby(["expert", "target"]):
+        gain = sets["gain"]
+        rows.append(
+            sets[["expert", "target"]].iloc[0].to_dict()
+            | {
+                "sets": len(sets),
+                "all or none steered": sets["settled"].sum(),
+                "all steered, nats": f"{sets['everywhere'].mean():+.2f}",
+                "steered by score, nats": f"{sets['chosen'].mean():+.2f}",
+                "over as many at random, nats": "{:+.3f} ({:+.3f} to {:+.3f})".format(
+                    gain.mean(), *mean_interval(gain.to_numpy())
+                ),
+                "sets better / worse": f"{sets['better'].sum()} / {sets['worse'].sum()}",
+                "rank correlation": "{:+.2f} ({:+.2f} to {:+.2f})".format(
+                    *sets["spearman"].quantile([0.5, 0, 1])
+                ),
+            }
+        )
     table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    return f"{table}\n\n{summary} Machine: {machine_line(results['machine'], results['versions'])}."
+    return f"{table}\n\nMachine: {machine_line(results['machine'], results['versions'])}."
 
 
 def _training(folder: Path) -> str:

@@ -5,7 +5,7 @@ the value it has without steering. Of every cell of the chosen method, the exper
 prompts of the test items; those that its direction finder, fitted on the cell's train rows,
 scores below half-way between its two classes are steered. What that gives is compared with
 steering as many items chosen at random, which gives their share of the whole effect. Run with:
-python studies/input_dependent_strength.py STUDY_FOLDER --method default --output found.json
+python studies/input_dependent_strength.py STUDY_FOLDER --output found.json
 """
 
 from __future__ import annotations

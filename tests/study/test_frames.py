@@ -168,3 +168,16 @@ def test_items_that_benchmarks_share_are_no_new_ones(study):
     assert shared["effect"] == apart["effect"]
     width = shared["effect_high"] - shared["effect_low"]
     assert width > 1.2 * (apart["effect_high"] - apart["effect_low"])
+
+
+def test_targets_and_methods_are_in_the_order_of_the_study():
+    study = StudySettings.model_validate(BASE | {"targets": ["t", "a"], "experts": ["e"]})
+    cells = [row for row in made_up_cells() if "f" not in (row["target"], row["expert"])]
+    # As where the second target was measured first, and its methods the other way round.
+    others = [row | {"target": "a"} for row in cells if row["target"] == "t"]
+    cells = [*reversed(others), *cells]
+    assert list(cell_frame(study, cells)["target"].unique()) == ["t", "a", "e"]
+    averages = average_frame(study, cells)
+    assert list(zip(averages["target"], averages["method"], strict=True)) == [
+        (target, method) for target in "ta" for method in ("rfm", "pca", "expertsteer")
+    ]

@@ -85,7 +85,7 @@ def cell_frame(study: StudySettings, cells: Sequence[dict[str, Any]]) -> Frame:
             else float(np.mean(expert["test"][metric])) > float(np.mean(before["test"][metric]))
         )
         rows.append(row)
-    return pd.DataFrame(rows)
+    return _in_order(study, pd.DataFrame(rows), "target")
 
 
 class _Changes(NamedTuple):
@@ -138,7 +138,6 @@ def average_frame(study: StudySettings, cells: Sequence[dict[str, Any]], frame: 
     frame = _complete(frame)
     best_own = _best_own(study, frame)
     rows = []
-    order = [arm.name for arm in study.methods]
     for (target, method, expert), group in frame.groupby(
         ["target", "method", "expert"], dropna=False, sort=False
     ):
@@ -191,11 +190,24 @@ def average_frame(study: StudySettings, cells: Sequence[dict[str, Any]], frame: 
                 "best_own": best_own.get(target),
             }
         )
-    result = pd.DataFrame(rows)
-    if len(result):
-        result["order"] = result["method"].map(order.index)
-        result = result.sort_values(["target", "order"], kind="stable").drop(columns="order")
-    return result.reset_index(drop=True)
+    return _in_order(study, pd.DataFrame(rows), "target", "method")
+
+
+def _in_order(study: StudySettings, frame: Frame, *columns: str) -> Frame:
+    """Return the rows by targets or methods as the study names them, else as they are."""
+    if frame.empty:
+        return frame
+    names = {
+        # Unsteered, an expert has the place of a target.
+        "target": [model.name for model in (*study.targets, *study.experts)],
+        "method": [arm.name for arm in study.methods],
+    }
+    return frame.sort_values(
+        list(columns),
+        key=lambda values: values.map(names[str(values.name)].index),
+        kind="stable",
+        ignore_index=True,
+    )
 
 
 def _counterpart(

@@ -189,7 +189,7 @@ def _latex(study: StudySettings, frame: Frame, averages: Frame) -> str:
 def _unsteered_table(study: StudySettings, frame: Frame) -> Frame:
     plain = frame[frame["method"] == "none"]
     shares = set(plain.loc[plain["metric"].isin(SHARES), "benchmark"])
-    table = plain.pivot_table(index="target", columns="benchmark", values="mean")
+    table = plain.pivot_table(index="target", columns="benchmark", values="mean", sort=False)
     columns = {
         b.name: [
             _shown(100 * value, 1) if b.name in shares else _shown(value, 3)
