@@ -74,9 +74,10 @@ def _averages(study: StudySettings, averages: Frame) -> Figure:
     most = max(int((averages["target"] == target).sum()) for target in targets)
     shown = {"change": "change of right answers, points", "effect": "effect, nats"}
     shown = {name: title for name, title in shown.items() if averages[name].notna().any()}
-    figure = Figure(
-        figsize=(4 + 4 * len(shown), 1.2 + len(targets) * (0.9 + 0.27 * most)), layout="constrained"
-    )
+    # In inches; the panels keep their width beside long labels.
+    width = 3.3 * (len(shown) + 1) + 0.07 * max(map(len, labels_of(averages)))
+    height = 1.2 + len(targets) * (0.9 + 0.27 * most)
+    figure = Figure(figsize=(width, height), layout="constrained")
     grid = figure.subplots(len(targets), len(shown) + 1, squeeze=False)
     for row, target in zip(grid, targets, strict=True):
         own = averages[averages["target"] == target].iloc[::-1]
