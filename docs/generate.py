@@ -171,6 +171,7 @@ def findings_page() -> str:
         "domain-experts-training": _training(STUDIES / "domain_experts/experts"),
         "layers-shares": _shares_by_text(STUDIES / "layers"),
         "transfer-shares": _transfer_shares(STUDIES / "transfer"),
+        "seeds-effects": _by_seed(STUDIES / "seeds"),
     }
     return _filled(FINDINGS, tables)
 
@@ -334,8 +335,25 @@ def _transfer_shares(folder: Path) -> str:
             columns[arm.name] = ranges.assign(share=shares).apply(
                 lambda row: f"{row['share']:.2f} ({row['min']:.2f} to {row['max']:.2f})", axis=1
             )
-    table = pd.DataFrame(columns).reset_index().sort_values("target", kind="stable")
+    table = pd.DataFrame(columns).reset_index()
     return table.to_markdown(index=False, disable_numparse=True)
+
+
+def _by_seed(folder: Path) -> str:
+    """Return every method's effect over the benchmarks, a column a seed, and their range."""
+    from expertsteer.study.frames import cell_frame
+    from expertsteer.study.report import load_cells
+
+    study, cells, _ = load_cells(folder)
+    frame = cell_frame(study, cells)
+    table = frame[frame["method"] != "none"].pivot_table(
+        index=["target", "method"], columns="seed", values="effect", sort=False
+    )
+    shown = table.map("{:+.2f}".format).rename(columns="seed {}".format)
+    shown["mean (range)"] = [
+        f"{row.mean():+.2f} ({row.min():+.2f} to {row.max():+.2f})" for _, row in table.iterrows()
+    ]
+    return shown.reset_index().to_markdown(index=False, disable_numparse=True)
 
 
 def _ridge_choice(folder: Path) -> str:
