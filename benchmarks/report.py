@@ -143,8 +143,7 @@ def _bound(results: dict[str, dict[str, Any]]) -> str:
             for way, (kind, amount) in case["work"].items():
                 rate = case["figures"][f"giga a second {way}"]["median"]
                 beside = case["figures"].get(f"giga a second reach {kind}")
-                found = beside or once["figures"][f"giga a second {kind}"]
-                reached = found["median"]
+                reached = (beside or once["figures"][f"giga a second {kind}"])["median"]
                 rows.append(
                     [
                         f"{case['title']}, {way}",
@@ -152,7 +151,7 @@ def _bound(results: dict[str, dict[str, Any]]) -> str:
                         f"{amount / 1e9:,.1f}",
                         f"{rate:,.1f}",
                         f"{reached:,.1f}" + ("" if beside else " †"),
-                        f"{rate / reached:.0%}".replace("%", " %"),
+                        _per_cent(rate / reached),
                     ]
                 )
     head = ["work", "counted", "giga", "giga a second", "reach", "of the reach"]
@@ -181,18 +180,12 @@ def _profile(results: dict[str, dict[str, Any]]) -> str:
     if not spent:
         return NOTHING
     first = next(iter(spent.values()))
-    rows = [
-        [step]
-        + [
-            cell
-            for taken in spent.values()
-            for cell in (
-                f"{taken[step]:,.2f}",
-                f"{taken[step] / sum(taken.values()):.0%}".replace("%", " %"),
-            )
-        ]
-        for step in sorted(first, key=lambda step: -first[step])
-    ]
+    rows = []
+    for step in sorted(first, key=lambda step: -first[step]):
+        row = [step]
+        for taken in spent.values():
+            row += [f"{taken[step]:,.2f}", _per_cent(taken[step] / sum(taken.values()))]
+        rows.append(row)
     head = [cell for processor in spent for cell in (f"seconds, {processor}", "share")]
     return _table(["step", *head], rows, "l" + "rr" * len(spent))
 
@@ -273,6 +266,10 @@ def _number(value: float) -> str:
     if value == 0 or 0.01 <= abs(value) < 1000:
         return f"{value:.3g}" if not 0.9 < abs(value) < 1.1 else f"{value:.3f}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1e}"
+
+
+def _per_cent(share: float) -> str:
+    return f"{share:.0%}".replace("%", " %")
 
 
 def _plain(value: Any) -> str:

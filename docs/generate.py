@@ -273,6 +273,10 @@ def _study(folder: Path) -> str:
     return "\n\n".join([*parts, *(line for line in notes(study, cells, about) if line)])
 
 
+def _with_range(value: Any, low: Any, high: Any, form: str = "+.2f") -> str:
+    return f"{value:{form}} ({low:{form}} to {high:{form}})"
+
+
 def _gains(folder: Path, setting: str) -> Any:
     """Return what each cell of a study adds to every test prompt's log-odds, as a frame.
 
@@ -333,7 +337,7 @@ def _transfer_shares(folder: Path) -> str:
             single = transfer_shares(frame, arm.name, "rfm", ["benchmark"])
             ranges = single.groupby(["expert", "target"], sort=False).agg(["min", "max"])
             columns[arm.name] = ranges.assign(share=shares).apply(
-                lambda row: f"{row['share']:.2f} ({row['min']:.2f} to {row['max']:.2f})", axis=1
+                lambda row: _with_range(row["share"], row["min"], row["max"], ".2f"), axis=1
             )
     table = pd.DataFrame(columns).reset_index()
     return table.to_markdown(index=False, disable_numparse=True)
@@ -351,7 +355,7 @@ def _by_seed(folder: Path) -> str:
     )
     shown = table.map("{:+.2f}".format).rename(columns="seed {}".format)
     shown["mean (range)"] = [
-        f"{row.mean():+.2f} ({row.min():+.2f} to {row.max():+.2f})" for _, row in table.iterrows()
+        _with_range(row.mean(), row.min(), row.max()) for _, row in table.iterrows()
     ]
     return shown.reset_index().to_markdown(index=False, disable_numparse=True)
 
@@ -373,7 +377,7 @@ def _ridge_choice(folder: Path) -> str:
         # Both sets are measured after the same prompts.
         asked = [[str(n) for n in range(len(part))] for part in parts]
         low, high = strata_interval(parts, [1.0] * len(parts), asked)
-        return f"{np.mean([part.mean() for part in parts]):+.2f} ({low:+.2f} to {high:+.2f})"
+        return _with_range(np.mean([part.mean() for part in parts]), low, high)
 
     table = frame.pivot_table(values="validation", index="arm", columns="noise", sort=False)
     table.columns = [f"validation, {100 * float(noise):.0f} % wrong" for noise in table.columns]
@@ -417,13 +421,11 @@ def _by_score(path: Path) -> str:
                 "all or none steered": sets["settled"].sum(),
                 "all steered, nats": f"{sets['everywhere'].mean():+.2f}",
                 "steered by score, nats": f"{sets['chosen'].mean():+.2f}",
-                "over as many at random, nats": "{:+.3f} ({:+.3f} to {:+.3f})".format(
-                    gain.mean(), *mean_interval(gain.to_numpy())
+                "over as many at random, nats": _with_range(
+                    gain.mean(), *mean_interval(gain.to_numpy()), "+.3f"
                 ),
                 "sets better / worse": f"{sets['better'].sum()} / {sets['worse'].sum()}",
-                "rank correlation": "{:+.2f} ({:+.2f} to {:+.2f})".format(
-                    *sets["spearman"].quantile([0.5, 0, 1])
-                ),
+                "rank correlation": _with_range(*sets["spearman"].quantile([0.5, 0, 1])),
             }
         )
     table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
